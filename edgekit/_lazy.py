@@ -1,0 +1,49 @@
+"""Optional packages, imported when they are needed and named clearly when they are missing."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any
+
+from edgekit.errors import MissingDependencyError
+
+EXTRA_OF = {
+    "torch": "export",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnx_ir": "export",
+    "safetensors": "export",
+    "onnxruntime": "cpu",
+    "matplotlib": "bench",
+    "httptools": "serve",
+    "uvloop": "serve",
+}
+"""Import name -> the extra of edgekit that installs it."""
+
+
+def require(module: str, *, why: str) -> Any:
+    """Import `module` and return it.
+
+    `why` completes the sentence "… is needed to <why>".
+
+    Raises:
+        MissingDependencyError: the module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        root = module.partition(".")[0]
+        if error.name is not None and error.name.partition(".")[0] != root:
+            raise
+        extra = EXTRA_OF.get(root)
+        fix = f"pip install 'edgekit[{extra}]'" if extra else f"pip install {root}"
+        raise MissingDependencyError(f"{root} is needed to {why} and is not installed. Run: {fix}") from error
+
+
+def available(module: str) -> bool:
+    """Whether `module` can be imported, found without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False

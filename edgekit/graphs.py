@@ -1,0 +1,252 @@
+"""ONNX files in and out, and facts about their graphs: shared by the stages that rewrite models.
+
+Everything works on `onnx.ModelProto`; functions return a new model and never edit the one given, unless the name
+says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit._lazy import require
+from edgekit.errors import ModelError
+from edgekit.tensors import TensorSpec, dtype_from_onnx
+
+if TYPE_CHECKING:
+    import onnx
+
+EXTERNAL_BYTES = 1 << 30
+"""Models larger than this keep their weights in `<file>.data`: protobuf ends at 2 GiB."""
+
+STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+RUNTIME_DOMAINS = ("com.microsoft",)
+"""Operators that ONNX Runtime brings itself."""
+
+
+def load_model(path: Path) -> onnx.ModelProto:
+    """The ONNX model in `path` with its external data.
+
+    Raises:
+        ModelError: missing, empty, truncated, not ONNX, or external data missing or outside the model's folder.
+    """
+    onnx = require("onnx", why="read ONNX models")
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ModelError(f"Model '{path}' cannot be read ({error.strerror}). Check the path.") from error
+    if size == 0:
+        raise ModelError(f"Model '{path.name}' is empty. Export or download it again.")
+    try:
+        model = onnx.load_model(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError and its relatives
+        raise ModelError(
+            f"'{path.name}' is not a readable ONNX file (damaged, truncated, or another format). "
+            "Export or download it again."
+        ) from error
+    if not model.graph.node and not model.graph.output:
+        raise ModelError(f"'{path.name}' holds no ONNX graph. Export or download it again.")
+    try:
+        onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
+    except Exception as error:  # ValidationError, FileNotFoundError, …
+        raise ModelError(
+            f"External data of '{path.name}' cannot be read: {str(error).splitlines()[0]}. "
+            "Put its data files beside it."
+        ) from error
+    return model  # type: ignore[no-any-return]
+
+
+def save_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write `model` to `path`; weights over `EXTERNAL_BYTES` go to `<path>.data` beside it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    onnx = require("onnx", why="write ONNX models")
+    if weight_bytes(model) < EXTERNAL_BYTES:
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        return
+    copy = type(model)()
+    copy.CopyFrom(model)
+    onnx.save_model(
+        copy,
+        str(path),
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=f"{path.name}.data",
+        size_threshold=1024,
+    )
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of all initializers' raw data."""
+    return sum(len(t.raw_data) or t.ByteSize() for t in model.graph.initializer)
+
+
+def subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """`graph` and every graph inside its control-flow nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node:
+                    yield from subgraphs(inner)
+
+
+def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those inside control flow and model-local functions included."""
+    for graph in subgraphs(model.graph):
+        yield from graph.node
+    for function in model.functions:
+        yield from function.node
+
+
+def unknown_operators(model: onnx.ModelProto) -> list[tuple[str, str]]:
+    """Nodes that no plain runtime has: `(operator, node name)` for each; function bodies count as known."""
+    onnx = require("onnx", why="read ONNX models")
+    functions = {(f.domain, f.name) for f in model.functions}
+    out = []
+    for node in all_nodes(model):
+        if (node.domain, node.op_type) in functions or node.domain in RUNTIME_DOMAINS:
+            continue
+        if node.domain in STANDARD_DOMAINS and onnx.defs.has(node.op_type, domain=node.domain):
+            continue
+        operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        out.append((operator, node.name))
+    return out
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the standard operator set. Raises ModelError if the model imports none."""
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            return int(entry.version)
+    raise ModelError("The model imports no standard ONNX operator set.")
+
+
+def spec_from_value(value: onnx.ValueInfoProto) -> TensorSpec:
+    """A graph input or output as a TensorSpec; unnamed dimensions get a name of their own.
+
+    Raises:
+        ModelError: not a tensor, or of a type that edgekit does not carry.
+    """
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        raise ModelError(
+            f"'{value.name}' is a {kind or 'value without a type'}; edgekit carries tensors only. "
+            "Change the model to take and give tensors."
+        )
+    tensor = value.type.tensor_type
+    dtype = dtype_from_onnx(tensor.elem_type, tensor=value.name).name
+    shape: list[int | str] = []
+    for i, dim in enumerate(tensor.shape.dim):
+        if dim.HasField("dim_value") and dim.dim_value > 0:
+            shape.append(int(dim.dim_value))
+        else:
+            shape.append(dim.dim_param or f"{value.name}_{i}")
+    return TensorSpec(value.name, dtype, tuple(shape))
+
+
+def model_specs(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs (without initializers) and outputs of the graph. Raises ModelError as `spec_from_value`."""
+    constants = {t.name for t in model.graph.initializer}
+    inputs = tuple(spec_from_value(v) for v in model.graph.input if v.name not in constants)
+    return inputs, tuple(spec_from_value(v) for v in model.graph.output)
+
+
+def infer_shapes(model: onnx.ModelProto, sizes: dict[str, int] | None = None) -> onnx.ModelProto:
+    """A copy of `model` with shapes of intermediate tensors; named dimensions in `sizes` are fixed first.
+
+    A model whose shapes cannot be inferred comes back without them.
+    """
+    onnx = require("onnx", why="read ONNX models")
+    copy = type(model)()
+    copy.CopyFrom(model)
+    if sizes:
+        for value in (*copy.graph.input, *copy.graph.output):
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param in sizes:
+                    dim.dim_value = sizes[dim.dim_param]
+        del copy.graph.value_info[:]
+    try:
+        if weight_bytes(copy) < EXTERNAL_BYTES:
+            return onnx.shape_inference.infer_shapes(copy, data_prop=True)  # type: ignore[no-any-return]
+    except Exception:  # inference is a service; the checker decides what is valid
+        return copy
+    return copy
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What a graph holds, for one sample: counted, not measured.
+
+    `flops` counts two operations a multiply-accumulate in Conv, ConvTranspose, MatMul, Gemm, LSTM and GRU;
+    None where a shape is unknown. `parameters` and `weight_bytes` count initializers.
+    """
+
+    operators: dict[str, int]
+    parameters: int
+    weight_bytes: int
+    flops: int | None
+    opset: int
+
+
+def facts(model: onnx.ModelProto) -> GraphFacts:
+    """Count operators, parameters and FLOPs of one sample (named dimensions taken as 1)."""
+    inputs, _ = model_specs(model)
+    sizes = {d: 1 for spec in inputs for d in spec.shape if isinstance(d, str)}
+    shapes = _shapes(infer_shapes(model, sizes))
+    flops: int | None = 0
+    for node in model.graph.node:
+        count = _node_flops(node, shapes)
+        flops = None if flops is None or count is None else flops + count
+    tensors = list(model.graph.initializer)
+    return GraphFacts(
+        operators=dict(Counter(n.op_type for n in all_nodes(model)).most_common()),
+        parameters=sum(math.prod(t.dims) for t in tensors),
+        weight_bytes=weight_bytes(model),
+        flops=flops,
+        opset=opset_of(model),
+    )
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    graph = model.graph
+    out: dict[str, tuple[int, ...]] = {t.name: tuple(t.dims) for t in graph.initializer}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        dims = value.type.tensor_type.shape.dim
+        known = value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims)
+        if known and value.name not in out:
+            out[value.name] = tuple(int(d.dim_value) for d in dims)
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in out:
+            out.setdefault(node.output[0], out[node.input[0]])
+    return out
+
+
+def _node_flops(node: Any, shapes: dict[str, tuple[int, ...]]) -> int | None:
+    kind = node.op_type
+    if kind not in ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "QLinearConv"):
+        return 0
+    get = [shapes.get(name) for name in (*node.input, "", "", "")]
+    result = shapes.get(node.output[0]) if node.output[0] else None
+    if kind in ("LSTM", "GRU"):
+        x, w, r = get[:3]
+        if x is None or w is None or r is None:
+            return None
+        return 2 * x[0] * x[1] * (math.prod(w) + math.prod(r))
+    weight = get[3] if kind == "QLinearConv" else get[1]
+    if get[0] is None or weight is None or result is None:
+        return None
+    if kind == "ConvTranspose":  # every input element meets every weight of its input channel
+        return 2 * math.prod(get[0]) * math.prod(weight[1:])
+    if kind in ("Conv", "QLinearConv"):
+        return 2 * math.prod(result) * math.prod(weight[1:])
+    if kind == "Gemm":
+        transposed = any(a.name == "transA" and a.i for a in node.attribute)
+        return 2 * math.prod(result) * get[0][0 if transposed else 1]
+    return 2 * math.prod(result) * get[0][-1]

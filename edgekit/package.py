@@ -1,0 +1,452 @@
+"""The package: a directory `NAME.edge/` that every command reads or grows.
+
+Reading is checked: a file is handed out only after its SHA-256 matched the manifest. Writing is one transaction:
+the new content is staged beside the package (unchanged files as hard links) and the two directories are exchanged
+in one rename, so that a killed command leaves the old package or the new one, whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import io
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from edgekit.errors import IntegrityError, PackageError, StorageError, UsageError
+from edgekit.manifest import File, Manifest, Variant, decode, encode
+from edgekit.tensors import Array, Tensors
+
+MANIFEST = "manifest.json"
+SAMPLES = "samples.npz"
+LABELS = "labels.txt"
+CALIBRATION = "calibration.json"
+REPORTS = "reports"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A few real inputs with the reference's outputs, batched along the first dimension."""
+
+    inputs: Tensors
+    outputs: Tensors
+    count: int
+    source: str
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class Package:
+    """An opened package. Cheap to open: only the manifest is read."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._checked: dict[str, tuple[int, int, int]] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> Package:
+        """Open the package at `path`.
+
+        Raises:
+            PackageError: there is no package, or its manifest cannot be read by this edgekit.
+            IntegrityError: the manifest was changed.
+        """
+        where = Path(path)
+        if not where.exists():
+            raise PackageError(f"Package '{where}' does not exist. Make one with: edgekit export RECIPE -o {where}")
+        try:
+            data = (where / MANIFEST).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise PackageError(
+                f"'{where}' is not an edgekit package (it has no {MANIFEST}). "
+                "Make one with: edgekit export RECIPE -o NAME.edge"
+            ) from None
+        except OSError as error:
+            raise PackageError(f"'{where}' cannot be read ({error.strerror}).") from error
+        return cls(where.resolve(), decode(data, where=where.name))
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    def variant(self, variant_id: str) -> Variant:
+        """The variant with that id. Raises UsageError, listing what there is."""
+        for v in self.manifest.variants:
+            if v.id == variant_id:
+                return v
+        known = ", ".join(v.id for v in self.manifest.variants)
+        raise UsageError(f"'{self.path.name}' has no variant '{variant_id}'; it has {known}.")
+
+    @property
+    def reference(self) -> Variant:
+        """The variant that all others are checked against: fp32 (or the first, for a model that has none)."""
+        return next((v for v in self.manifest.variants if v.id == "fp32"), self.manifest.variants[0])
+
+    def file(self, name: str) -> Path:
+        """The path of a file that the manifest vouches for, its digest checked.
+
+        Raises:
+            PackageError: the manifest does not know the file.
+            IntegrityError: the file is missing or its bytes changed.
+        """
+        entry = self.manifest.all_files().get(name)
+        if entry is None:
+            raise PackageError(f"'{self.path.name}' has no file '{name}'.")
+        path = self.path / _safe(name)
+        try:
+            stat = path.stat()
+            state = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            if self._checked.get(name) == state:
+                return path
+            same = stat.st_size == entry.bytes and sha256_of(path) == entry.sha256
+        except OSError as error:
+            raise IntegrityError(
+                f"'{self.path.name}' lacks its file '{name}' ({error.strerror}). Restore it, or export again."
+            ) from error
+        if not same:
+            raise IntegrityError(
+                f"'{name}' in '{self.path.name}' was changed: its SHA-256 does not match the manifest. "
+                "Restore it, or export again."
+            )
+        self._checked[name] = state
+        return path
+
+    def model_file(self, variant: Variant) -> Path:
+        """The variant's model file, it and its external data checked. Raises IntegrityError."""
+        for entry in variant.data:
+            self.file(entry.name)
+        return self.file(variant.file)
+
+    def samples(self) -> Samples:
+        """The package's samples. Raises PackageError if it holds none."""
+        info = self.manifest.samples
+        if info is None:
+            raise PackageError(
+                f"'{self.path.name}' holds no samples. Export again with a recipe that has samples, "
+                "or with --samples FILE."
+            )
+        with np.load(self.file(SAMPLES), allow_pickle=False) as npz:
+            arrays = {k: npz[k] for k in npz.files}
+        inputs = {k.removeprefix("input/"): v for k, v in arrays.items() if k.startswith("input/")}
+        outputs = {k.removeprefix("output/"): v for k, v in arrays.items() if k.startswith("output/")}
+        return Samples(inputs, outputs, info.count, info.source)
+
+    def labels(self) -> tuple[str, ...]:
+        """Class names, or an empty tuple."""
+        if LABELS not in self.manifest.all_files():
+            return ()
+        return tuple(self.file(LABELS).read_text(encoding="utf-8").splitlines())
+
+    def defaults(self) -> Tensors:
+        """Values of inputs that callers may leave out."""
+        specs = {s.name: s for s in self.manifest.input_specs}
+        return {k: np.asarray(v, specs[k].dtype) for k, v in self.manifest.defaults.items()}
+
+    def write_report(self, name: str, data: bytes) -> Path:
+        """Write `reports/NAME` atomically; reports are results, not content, so the manifest does not list them.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        path = self.path / REPORTS / _safe(name)
+        with _storage(path):
+            path.parent.mkdir(exist_ok=True)
+            partial = path.with_name(f".{path.name}.{os.getpid()}")
+            try:
+                _write_synced(partial, data)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        return path
+
+    def edit(self) -> PackageWriter:
+        """A transaction on this package: nothing changes until its `commit`."""
+        return PackageWriter(self.path, before=self.manifest)
+
+
+def create(path: str | Path, *, force: bool = False) -> PackageWriter:
+    """A transaction that makes a new package at `path`; with `force` it replaces the one there.
+
+    Raises:
+        UsageError: `path` exists, and `force` is not given or it is something other than a package.
+    """
+    where = Path(path)
+    if where.name in ("", ".", "..") or where.suffix != ".edge":
+        raise UsageError(f"'{where}' is not a package name; expected NAME.edge, for example: -o model.edge")
+    if where.exists() or where.is_symlink():
+        if not force:
+            raise UsageError(f"'{where}' exists. Choose another name, or replace it with --force.")
+        if not (where / MANIFEST).is_file() and (not where.is_dir() or any(where.iterdir())):
+            raise UsageError(f"'{where}' exists and is not a package, so --force does not replace it.")
+    where = where.parent.resolve() / where.name
+    return PackageWriter(where.resolve() if where.is_symlink() else where, before=None)
+
+
+class PackageWriter:
+    """A staged change of a package. A context manager: leaving it without `commit` leaves no trace.
+
+    with package.edit() as writer:
+        save_model(writer.path("int8.onnx"))
+        writer.put(writer.variant_of("int8.onnx", id="int8", ...))
+        package = writer.commit()
+    """
+
+    def __init__(self, target: Path, *, before: Manifest | None) -> None:
+        self.target = target
+        self._before = before
+        self._variants: dict[str, Variant] = {v.id: v for v in before.variants} if before else {}
+        self._files: dict[str, File] = {f.name: f for f in before.files} if before else {}
+        self._stage = target.with_name(f".{target.name}.staging-{os.getpid()}-{threading.get_ident():x}")
+        self._fresh: set[str] = set()
+
+    def __enter__(self) -> PackageWriter:
+        with _storage(self.target):
+            _sweep(self.target)
+            self._stage.mkdir(parents=False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self._stage, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _storage_error(self.target, error) from error
+
+    def path(self, name: str) -> Path:
+        """Where to write the new file `name`; it becomes part of the package at `commit`."""
+        path = self._stage / _safe(name)
+        with _storage(self.target):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._fresh.add(name)
+        return path
+
+    def write(self, name: str, data: bytes) -> None:
+        """Add a file with these bytes, listed in the manifest. Raises StorageError."""
+        path = self.path(name)
+        with _storage(self.target):
+            path.write_bytes(data)
+        self._files[name] = self._entry(name)
+
+    def write_samples(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """Add samples.npz with these batched inputs and reference outputs. Raises StorageError."""
+        arrays: dict[str, Any] = {f"input/{k}": v for k, v in inputs.items()}
+        arrays.update((f"output/{k}", v) for k, v in outputs.items())
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        self.write(SAMPLES, buffer.getvalue())
+
+    def variant_of(self, file: str, **fields: Any) -> Variant:
+        """A Variant for a model file already written to `path(file)`, its digests filled in.
+
+        Files `<file>.data` and `<file>.data.*` beside it are taken as its external data.
+        """
+        entry = self._entry(file)
+        names = sorted(p.name for p in self._stage.glob(f"{file}.data*") if p.is_file())
+        self._fresh.update(names)
+        data = tuple(self._entry(n) for n in names)
+        size = entry.bytes + sum(d.bytes for d in data)
+        return Variant(file=file, sha256=entry.sha256, bytes=size, data=data, **fields)
+
+    def put(self, variant: Variant) -> None:
+        """Add `variant`, replacing the one with its id."""
+        self._variants[variant.id] = variant
+
+    def remove(self, variant_id: str) -> None:
+        """Drop a variant and its file."""
+        self._variants.pop(variant_id, None)
+
+    def commit(self, manifest: Manifest | None = None) -> Package:
+        """Make the staged content the package, in one step, and return it.
+
+        `manifest` gives the fields (needed for a new package); variants and files come from this writer.
+
+        Raises:
+            StorageError: no space or no permission; the package is as before.
+            UsageError: another command changed the package meanwhile.
+        """
+        base = manifest or self._before
+        if base is None:
+            raise UsageError("A new package needs a manifest.")
+        final = msgspec.structs.replace(
+            base, variants=tuple(self._variants.values()), files=tuple(self._files.values())
+        )
+        data = encode(final)
+        with _storage(self.target):
+            if self._before is not None:
+                self._link_unchanged(final)
+            for name in final.all_files():
+                _sync(self._stage / name)
+            _write_synced(self._stage / MANIFEST, data)
+            _sync(self._stage)
+            with _uninterrupted():
+                self._check_unchanged()
+                _exchange(self._stage, self.target)
+            _sync(self.target.parent)
+        shutil.rmtree(self._stage, ignore_errors=True)
+        return Package(self.target, decode(data, where=self.target.name))
+
+    def _entry(self, name: str) -> File:
+        path = self._stage / _safe(name)
+        return File(name=name, sha256=sha256_of(path), bytes=path.stat().st_size)
+
+    def _link_unchanged(self, final: Manifest) -> None:
+        wanted = set(final.all_files()) - self._fresh
+        reports = self.target / REPORTS
+        if reports.is_dir():
+            wanted.update(f"{REPORTS}/{p.name}" for p in reports.iterdir() if p.is_file())
+        for name in wanted:
+            old, new = self.target / _safe(name), self._stage / _safe(name)
+            new.parent.mkdir(parents=True, exist_ok=True)
+            if new.exists():
+                continue
+            try:
+                os.link(old, new)
+            except FileNotFoundError:
+                raise IntegrityError(f"'{self.target.name}' lacks its file '{name}'. Export again.") from None
+            except OSError:  # a file system without hard links
+                shutil.copy2(old, new)
+
+    def _check_unchanged(self) -> None:
+        if self._before is None:
+            return
+        try:
+            now: str | None = Package.open(self.target).manifest.digest
+        except PackageError:
+            now = None
+        if now != self._before.digest:
+            raise UsageError(
+                f"'{self.target.name}' was changed by another command meanwhile; nothing was written. Run again."
+            )
+
+
+def _safe(name: str) -> PurePosixPath:
+    """`name` as a path that stays inside the package."""
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise PackageError(f"File name {name!r} leaves the package, so it is refused.")
+    return path
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed commands left staged beside `target`."""
+    for stale in target.parent.glob(f".{target.name}.staging-*"):
+        pid = stale.name.rpartition("staging-")[2].partition("-")[0]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:  # directories of some network file systems cannot be synced
+        if error.errno not in (errno.EINVAL, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _exchange(stage: Path, target: Path) -> None:
+    """Put `stage` in the place of `target`; what was there ends up at `stage`, to be deleted."""
+    if not target.exists():
+        stage.rename(target)
+        return
+    if _renameat2_exchange(stage, target):
+        return
+    aside = stage.with_name(stage.name + "-old")  # no atomic exchange here: two renames, undone on failure
+    target.rename(aside)
+    try:
+        stage.rename(target)
+    except OSError:
+        aside.rename(target)
+        raise
+    aside.rename(stage)
+
+
+def _renameat2_exchange(a: Path, b: Path) -> bool:
+    """Linux's atomic exchange of two paths; False where the kernel or file system has none."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    at_fdcwd, exchange = -100, 2
+    if call(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), exchange) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(b))
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back for the few microseconds of the exchange."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        raise KeyboardInterrupt
+
+
+def _storage_error(target: Path, error: OSError) -> StorageError:
+    what = {
+        errno.ENOSPC: "the disk is full; free some space",
+        errno.EDQUOT: "the disk quota is used up; free some space",
+        errno.EFBIG: "a file would pass the size limit; raise it",
+        errno.EACCES: "no permission to write there; choose another folder",
+        errno.EPERM: "no permission to write there; choose another folder",
+        errno.EROFS: "the file system is read-only; choose another folder",
+        errno.ENOENT: "its folder does not exist; make it first",
+        errno.ENOTDIR: "its parent is not a folder; choose another place",
+    }.get(error.errno or 0, f"{error.strerror or error}; check the disk")
+    return StorageError(f"'{target}' was not written: {what} and run again. Nothing was changed.")
+
+
+@contextlib.contextmanager
+def _storage(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _storage_error(target, error) from error

@@ -1,0 +1,147 @@
+"""ONNX Runtime: the embedded default, and the reference on every machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from edgekit._lazy import require
+from edgekit.errors import BackendError, ModelError, UnsupportedOperatorError
+from edgekit.tensors import Feed, Tensors, TensorSpec, check_feed
+
+_TYPE_NAMES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(bool)": "bool",
+    "tensor(string)": "string",
+}
+
+
+def physical_cores() -> int:
+    """Cores that this process may use, counting hyper-threads once where the kernel tells."""
+    try:
+        allowed = os.sched_getaffinity(0)
+    except AttributeError:
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in allowed:
+        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(topology.read_text().strip())
+        except OSError:
+            cores.add(str(cpu))
+    return max(1, len(cores))
+
+
+class OrtSession:
+    """One ONNX file in ONNX Runtime. `run` is safe from several threads."""
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        variant: str = "onnx",
+        threads: int | None = None,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        optimize: bool = True,
+    ) -> None:
+        """Load `model`: a path (needed for external data) or the serialised bytes.
+
+        `threads` is the intra-operator thread count; None means one a physical core.
+
+        Raises:
+            ModelError: not an ONNX model that ONNX Runtime can read.
+            UnsupportedOperatorError: it has an operator that ONNX Runtime does not know.
+            MissingDependencyError: ONNX Runtime is not installed.
+        """
+        ort = require("onnxruntime", why="run ONNX models")
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        self._threads = threads or physical_cores()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        source = model if isinstance(model, bytes) else str(model)
+        try:
+            self._session: Any = ort.InferenceSession(source, options, providers=list(providers))
+        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+            raise _load_error(model, error) from error
+        self._inputs = tuple(_spec(i) for i in self._session.get_inputs())
+        self._outputs = tuple(_spec(o) for o in self._session.get_outputs())
+        self._output_names = [o.name for o in self._outputs]
+        self._variant = variant
+        place = "CPU" if self._session.get_providers()[0] == "CPUExecutionProvider" else "CUDA"
+        self._device = f"ONNX Runtime {ort.__version__}, {place}, {self._threads} threads"
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    @property
+    def variant(self) -> str:
+        return self._variant
+
+    @property
+    def device(self) -> str:
+        return self._device
+
+    @property
+    def threads(self) -> int:
+        """Intra-operator threads."""
+        return self._threads
+
+    def run(self, feed: Feed) -> Tensors:
+        """Run once; see `Session.run`."""
+        if self._session is None:
+            raise BackendError("This session is closed. Open a new one.")
+        checked = check_feed(feed, self._inputs)
+        try:
+            values = self._session.run(self._output_names, checked)
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime failed while running '{self._variant}': {_first_line(error)}") from error
+        return dict(zip(self._output_names, values))
+
+    def close(self) -> None:
+        """Release the model."""
+        self._session = None
+
+    def __enter__(self) -> OrtSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _spec(value: Any) -> TensorSpec:
+    kind = value.type
+    name = _TYPE_NAMES.get(kind) or kind.removeprefix("tensor(").removesuffix(")")
+    unnamed = (f"{value.name}_{i}" for i in range(len(value.shape)))
+    shape = tuple(d if isinstance(d, (int, str)) and d != "" else free for d, free in zip(value.shape, unnamed))
+    return TensorSpec(value.name, name, shape)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _load_error(model: Path | bytes, error: Exception) -> ModelError:
+    where = "the model" if isinstance(model, bytes) else f"'{Path(model).name}'"
+    text = str(error)
+    unknown = ("is not a registered function/op", "No Op registered", "Could not find an implementation")
+    if any(u in text for u in unknown):
+        return UnsupportedOperatorError(f"ONNX Runtime does not have an operator that {where} needs: {text}")
+    return ModelError(f"ONNX Runtime cannot load {where}: {_first_line(error)}")

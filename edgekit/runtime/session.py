@@ -1,0 +1,51 @@
+"""What every backend offers: named tensors in, named tensors out."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Protocol, runtime_checkable
+
+from edgekit.tensors import Feed, Tensors, TensorSpec
+
+
+@runtime_checkable
+class Session(Protocol):
+    """A loaded variant, ready to run. A context manager; `run` may be called from several threads.
+
+    `variant` is the variant's id ("int8"); `device` says where it runs and how ("ONNX Runtime 1.31, CPU,
+    2 threads").
+    """
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def variant(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    def run(self, feed: Feed) -> Tensors:
+        """Run the model once. Arrays of the result are the caller's own.
+
+        Raises:
+            InputError: a tensor of `feed` does not fit `inputs`.
+            BackendError: the runtime failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the model. Safe to call twice."""
+        ...
+
+    def __enter__(self) -> Session: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...

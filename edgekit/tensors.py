@@ -1,0 +1,165 @@
+"""Tensors by name, type and shape: the words that every layer shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import InputError, ModelError
+
+Array: TypeAlias = npt.NDArray[Any]
+Tensors: TypeAlias = dict[str, Array]
+Feed: TypeAlias = Mapping[str, Array]
+Dim: TypeAlias = "int | str"
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """One element type under its names in numpy, ONNX and the Open Inference Protocol."""
+
+    name: str
+    oip: str
+    onnx: int
+    itemsize: int
+
+
+_DTYPES = (
+    DType("bool", "BOOL", 9, 1),
+    DType("uint8", "UINT8", 2, 1),
+    DType("uint16", "UINT16", 4, 2),
+    DType("uint32", "UINT32", 12, 4),
+    DType("uint64", "UINT64", 13, 8),
+    DType("int8", "INT8", 3, 1),
+    DType("int16", "INT16", 5, 2),
+    DType("int32", "INT32", 6, 4),
+    DType("int64", "INT64", 7, 8),
+    DType("float16", "FP16", 10, 2),
+    DType("bfloat16", "BF16", 16, 2),
+    DType("float32", "FP32", 1, 4),
+    DType("float64", "FP64", 11, 8),
+    DType("string", "BYTES", 8, 0),
+)
+_BY_NAME = {d.name: d for d in _DTYPES}
+_BY_OIP = {d.oip: d for d in _DTYPES}
+_BY_ONNX = {d.onnx: d for d in _DTYPES}
+
+
+def dtype_of(name: str) -> DType:
+    """The type called `name` ("float32"). Raises ModelError for a type that edgekit does not carry."""
+    try:
+        return _BY_NAME[name]
+    except KeyError:
+        known = ", ".join(_BY_NAME)
+        raise ModelError(f"Type '{name}' is not supported; expected one of {known}.") from None
+
+
+def dtype_from_oip(name: str) -> DType:
+    """The type that the Open Inference Protocol calls `name` ("FP32"). Raises InputError if unknown."""
+    try:
+        return _BY_OIP[name]
+    except KeyError:
+        known = ", ".join(_BY_OIP)
+        raise InputError(f"Datatype '{name}' is not known; expected one of {known}.") from None
+
+
+def dtype_from_onnx(elem_type: int, *, tensor: str) -> DType:
+    """The type of an ONNX `TensorProto.DataType` number. Raises ModelError, naming `tensor`, if unsupported."""
+    try:
+        return _BY_ONNX[elem_type]
+    except KeyError:
+        raise ModelError(
+            f"Tensor '{tensor}' has ONNX element type {elem_type}, which edgekit does not carry. "
+            "Cast it to a float, integer, bool or string type in the model."
+        ) from None
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The numpy type that holds `name`; bfloat16 travels as its raw 16 bits, strings as objects."""
+    if name == "bfloat16":
+        return np.dtype(np.uint16)
+    if name == "string":
+        return np.dtype(object)
+    return np.dtype(dtype_of(name).name)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output: its name, type and shape.
+
+    A dimension is a positive integer or a name ("batch"); equal names are equal sizes. The first dimension
+    is the batch when it is a name.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ModelError(f"A tensor's name must be a non-empty string, got {self.name!r}.")
+        dtype_of(self.dtype)
+        object.__setattr__(self, "shape", tuple(self.shape))
+        for dim in self.shape:
+            bad = isinstance(dim, bool) or not isinstance(dim, (int, str)) or dim == ""
+            if bad or (isinstance(dim, int) and dim < 0):
+                raise ModelError(f"Tensor '{self.name}' has dimension {dim!r}; expected a size or a name.")
+
+    @property
+    def batched(self) -> bool:
+        """Whether the first dimension is free, so that several samples go in one call."""
+        return bool(self.shape) and isinstance(self.shape[0], str)
+
+    def concrete(self, **sizes: int) -> tuple[int, ...]:
+        """The shape with named dimensions replaced from `sizes`; names not given become 1."""
+        return tuple(d if isinstance(d, int) else sizes.get(d, 1) for d in self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+def shape_text(shape: Sequence[Dim]) -> str:
+    """A shape as users read it: (batch,3,224,224)."""
+    return "(" + ",".join(map(str, shape)) + ")"
+
+
+def check_feed(feed: Feed, specs: Sequence[TensorSpec]) -> Tensors:
+    """The arrays of `feed` in the order of `specs`, contiguous, with type and shape checked.
+
+    Raises:
+        InputError: an input is missing, unknown, of another type, or does not fit its shape.
+    """
+    known = {s.name for s in specs}
+    for name in feed:
+        if name not in known:
+            raise InputError(f"Input '{name}' is not an input of this model; it has {', '.join(sorted(known))}.")
+    out: Tensors = {}
+    sizes: dict[str, tuple[int, str]] = {}
+    for spec in specs:
+        if spec.name not in feed:
+            raise InputError(f"Input '{spec.name}' is missing; expected {spec}.")
+        value = np.asarray(feed[spec.name])
+        wanted = numpy_dtype(spec.dtype)
+        if value.dtype != wanted and not (spec.dtype == "string" and value.dtype.kind in "OSU"):
+            raise InputError(
+                f"Input '{spec.name}': got {value.dtype}, this model accepts {spec.dtype}. Convert it first."
+            )
+        fits = value.ndim == len(spec.shape)
+        for got, dim in zip(value.shape, spec.shape):
+            if isinstance(dim, int):
+                fits = fits and got == dim
+            elif sizes.setdefault(dim, (got, spec.name))[0] != got:
+                size, other = sizes[dim]
+                raise InputError(
+                    f"Input '{spec.name}': dimension '{dim}' is {got} but '{other}' has {size}; they must be equal."
+                )
+        if not fits:
+            raise InputError(
+                f"Input '{spec.name}': got {shape_text(value.shape)}, this model accepts "
+                f"{shape_text(spec.shape)}. Resize or reshape it first."
+            )
+        out[spec.name] = np.ascontiguousarray(value)
+    return out
