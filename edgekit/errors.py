@@ -60,3 +60,7 @@ class StorageError(EdgekitError):
 
 class BackendError(EdgekitError):
     """A runtime (ONNX Runtime, TensorRT) refused a model or failed while running it."""
+
+
+class SensorError(EdgekitError):
+    """A power or temperature sensor cannot be read, or not any more."""

@@ -250,3 +250,23 @@ def _node_flops(node: Any, shapes: dict[str, tuple[int, ...]]) -> int | None:
         transposed = any(a.name == "transA" and a.i for a in node.attribute)
         return 2 * math.prod(result) * get[0][0 if transposed else 1]
     return 2 * math.prod(result) * get[0][-1]
+
+
+def precision_of(model: onnx.ModelProto) -> str:
+    """The precision that a model computes in: "int8" where it has quantized operators, else its widest-spread float.
+
+    "fp32", "fp16", "bf16" or "fp64", by the bytes of its weights (of its inputs, for a model without).
+    """
+    quantized = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+    if any(n.op_type in quantized or n.op_type.startswith("QLinear") for n in all_nodes(model)):
+        return "int8"
+    names = {1: "fp32", 10: "fp16", 16: "bf16", 11: "fp64"}
+    weights: Counter[str] = Counter()
+    for graph in subgraphs(model.graph):
+        for tensor in graph.initializer:
+            if tensor.data_type in names:
+                weights[names[tensor.data_type]] += math.prod(tensor.dims)
+    if not weights:
+        kinds = [v.type.tensor_type.elem_type for v in model.graph.input]
+        weights.update(names[k] for k in kinds if k in names)
+    return weights.most_common(1)[0][0] if weights else "fp32"

@@ -12,6 +12,7 @@ import ctypes
 import errno
 import hashlib
 import io
+import itertools
 import os
 import shutil
 import signal
@@ -34,6 +35,8 @@ SAMPLES = "samples.npz"
 LABELS = "labels.txt"
 CALIBRATION = "calibration.json"
 REPORTS = "reports"
+
+_stages = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -199,7 +202,7 @@ def create(path: str | Path, *, force: bool = False) -> PackageWriter:
         if not (where / MANIFEST).is_file() and (not where.is_dir() or any(where.iterdir())):
             raise UsageError(f"'{where}' exists and is not a package, so --force does not replace it.")
     where = where.parent.resolve() / where.name
-    return PackageWriter(where.resolve() if where.is_symlink() else where, before=None)
+    return PackageWriter(where.resolve() if where.is_symlink() else where, before=None, replace=force)
 
 
 class PackageWriter:
@@ -211,12 +214,13 @@ class PackageWriter:
         package = writer.commit()
     """
 
-    def __init__(self, target: Path, *, before: Manifest | None) -> None:
+    def __init__(self, target: Path, *, before: Manifest | None, replace: bool = False) -> None:
         self.target = target
+        self._replace = replace
         self._before = before
         self._variants: dict[str, Variant] = {v.id: v for v in before.variants} if before else {}
         self._files: dict[str, File] = {f.name: f for f in before.files} if before else {}
-        self._stage = target.with_name(f".{target.name}.staging-{os.getpid()}-{threading.get_ident():x}")
+        self._stage = target.with_name(f".{target.name}.staging-{os.getpid()}-{next(_stages)}")
         self._fresh: set[str] = set()
 
     def __enter__(self) -> PackageWriter:
@@ -249,10 +253,11 @@ class PackageWriter:
 
     def write_samples(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         """Add samples.npz with these batched inputs and reference outputs. Raises StorageError."""
-        arrays: dict[str, Any] = {f"input/{k}": v for k, v in inputs.items()}
-        arrays.update((f"output/{k}", v) for k, v in outputs.items())
+        named = [*((f"input/{k}", v) for k, v in inputs.items()), *((f"output/{k}", v) for k, v in outputs.items())]
+        # numpy would pickle object arrays (strings), and reading refuses pickles
+        arrays: dict[str, Any] = {k: v.astype(str) if v.dtype == object else v for k, v in named}
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        np.savez_compressed(buffer, **arrays)
         self.write(SAMPLES, buffer.getvalue())
 
     def variant_of(self, file: str, **fields: Any) -> Variant:
@@ -292,6 +297,7 @@ class PackageWriter:
         )
         data = encode(final)
         with _storage(self.target):
+            self._check_unchanged()
             if self._before is not None:
                 self._link_unchanged(final)
             for name in final.all_files():
@@ -328,6 +334,8 @@ class PackageWriter:
 
     def _check_unchanged(self) -> None:
         if self._before is None:
+            if self.target.exists() and not self._replace:
+                raise UsageError(f"'{self.target}' was made by another command meanwhile; nothing was written.")
             return
         try:
             now: str | None = Package.open(self.target).manifest.digest

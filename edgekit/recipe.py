@@ -17,9 +17,19 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from edgekit.errors import RecipeError
+from edgekit.errors import EdgekitError, InputError, RecipeError
 from edgekit.preprocess import Preprocess
-from edgekit.tensors import Array, Feed, Tensors, TensorSpec, check_feed
+from edgekit.tensors import (
+    Array,
+    Feed,
+    Tensors,
+    TensorSpec,
+    batch_axis,
+    check_feed,
+    numpy_dtype,
+    sample_count,
+    take_samples,
+)
 
 Runner: TypeAlias = Callable[[Feed], Tensors]
 """Runs a model on one batch: the same call for PyTorch, ONNX Runtime, TensorRT or a remote server."""
@@ -99,7 +109,9 @@ class ModelSpec:
                     )
 
     def sample(self, n: int, seed: int) -> Tensors:
-        """`n` checked samples from the recipe.
+        """Up to `n` checked samples from the recipe, complete: defaults and zero states are filled in.
+
+        A model with a fixed batch gets `n` blocks of it along the first dimension: `tensors.batches` takes them apart.
 
         Raises:
             RecipeError: the recipe has no samples, raises, or returns tensors that do not fit its inputs.
@@ -108,20 +120,74 @@ class ModelSpec:
             raise RecipeError(
                 f"Recipe '{self.name}' has no samples; give SPEC.samples, or real inputs on the command line."
             )
-        feed = call_recipe(f"samples of recipe '{self.name}'", lambda: self.samples(n, seed))  # type: ignore[misc]
+        what = f"samples of recipe '{self.name}'"
+        feed = call_recipe(what, lambda: self.samples(n, seed))  # type: ignore[misc]
         if not isinstance(feed, Mapping):
-            raise RecipeError(
-                f"samples of recipe '{self.name}' returned {type(feed).__name__}; "
-                "expected a dictionary of input name -> array."
-            )
-        given = {k: np.asarray(v) for k, v in {**self.defaults, **feed}.items()}
-        return check_feed(given, self.inputs)
+            raise RecipeError(f"{what} returned {type(feed).__name__}; expected a dictionary of input name -> array.")
+        try:
+            given = self.complete({str(k): np.asarray(v) for k, v in feed.items()})
+        except InputError as error:
+            raise RecipeError(f"{what} do not fit the recipe's inputs: {error}") from error
+        count = sample_count(given, self.inputs)
+        return take_samples(given, self.inputs, 0, min(n, count), self.inputs)
+
+    def complete(self, feed: Feed) -> Tensors:
+        """`feed` of one or more samples with defaults and zero states filled in, checked against the inputs.
+
+        Raises:
+            InputError: an input is missing, or does not fit.
+        """
+        given = {s.name: np.asarray(feed[s.name]) for s in self.inputs if s.name in feed}
+        count, sizes = 1, {}
+        for spec in self.inputs:
+            array, axis = given.get(spec.name), batch_axis(spec, self.inputs)
+            if array is None or array.ndim != len(spec.shape):
+                continue
+            sizes.update({d: n for d, n in zip(spec.shape, array.shape) if isinstance(d, str)})
+            if axis is not None:
+                block = spec.shape[axis]
+                count = max(count, array.shape[axis] // (block if isinstance(block, int) and block else 1))
+        blocks = []
+        for spec in self.inputs:
+            axis = batch_axis(spec, self.inputs)
+            shape = list(spec.shape)
+            if axis is not None and isinstance(shape[axis], int):
+                shape[axis] = int(shape[axis]) * count
+            if spec.name not in given and (spec.name in self.states or spec.name in self.defaults):
+                wanted = tuple(d if isinstance(d, int) else sizes.get(d, 1) for d in shape)
+                start = self.defaults.get(spec.name, np.zeros((), numpy_dtype(spec.dtype)))
+                given[spec.name] = np.broadcast_to(np.asarray(start, numpy_dtype(spec.dtype)), wanted)
+            blocks.append(TensorSpec(spec.name, spec.dtype, tuple(shape)))
+        return check_feed({**feed, **given}, blocks)
+
+    def measure(self, run: Runner, n: int) -> dict[str, float]:
+        """The recipe's metrics through `run`, on up to `n` held-out samples; empty if it has no evaluate.
+
+        Raises:
+            RecipeError: evaluate raises, or returns something other than finite numbers by name.
+        """
+        if self.evaluate is None:
+            return {}
+        what = f"evaluate of recipe '{self.name}'"
+        values = call_recipe(what, lambda: self.evaluate(run, n))  # type: ignore[misc]
+        try:
+            metrics = {str(k): float(v) for k, v in dict(values).items()}
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"{what} returned {type(values).__name__}; expected metric name -> number.") from error
+        for name, value in metrics.items():
+            if not np.isfinite(value):
+                raise RecipeError(f"{what} gave {value} for '{name}'; expected a finite number.")
+        return metrics
 
 
 def call_recipe(what: str, call: Callable[[], Any]) -> Any:
     """Run a piece of a recipe; what it raises becomes a RecipeError that names the place."""
     try:
         return call()
+    except EdgekitError:  # already says what to do
+        raise
+    except SystemExit as error:
+        raise RecipeError(f"{what} tried to exit the program. Keep that under if __name__ == '__main__'.") from error
     except Exception as error:
         place = ""
         trace = error.__traceback__

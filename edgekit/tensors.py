@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -163,3 +163,80 @@ def check_feed(feed: Feed, specs: Sequence[TensorSpec]) -> Tensors:
             )
         out[spec.name] = np.ascontiguousarray(value)
     return out
+
+
+def batch_axis(spec: TensorSpec, specs: Sequence[TensorSpec]) -> int | None:
+    """The axis of `spec` along which samples are stacked, or None when it is shared by all samples.
+
+    With a free batch (the first dimension of the first input is a name) it is where that name stands, which need not
+    be in front: a recurrent state is often (layers, batch, hidden). Without one, samples are blocks along axis 0.
+    """
+    first = specs[0]
+    if first.batched:
+        if first.shape[0] in spec.shape:
+            return spec.shape.index(first.shape[0])
+        return 0 if spec.batched else None  # an output whose batch the exporter gave another name
+    return 0 if spec.shape else None
+
+
+def sample_count(arrays: Feed, specs: Sequence[TensorSpec]) -> int:
+    """How many samples `arrays` hold: rows of a free batch, or blocks of the fixed first dimension."""
+    first = specs[0]
+    axis = batch_axis(first, specs)
+    if axis is None:
+        return 1
+    size = arrays[first.name].shape[axis]
+    block = first.shape[axis]
+    return size if isinstance(block, str) else size // max(1, block)
+
+
+def take_samples(
+    arrays: Feed, specs: Sequence[TensorSpec], start: int, stop: int, like: Sequence[TensorSpec]
+) -> Tensors:
+    """Samples `start` to `stop` of `arrays`; `specs` describe them, `like` are the model's inputs.
+
+    With a fixed batch only one sample fits a call: `stop` is `start + 1`.
+    """
+    out: Tensors = {}
+    for spec in specs:
+        if spec.name not in arrays:
+            continue
+        axis = batch_axis(spec, like)
+        if axis is None:
+            out[spec.name] = arrays[spec.name]
+            continue
+        dim = spec.shape[axis]
+        block = dim if isinstance(dim, int) else 1
+        index = [slice(None)] * axis + [slice(start * block, stop * block)]
+        out[spec.name] = arrays[spec.name][tuple(index)]
+    return out
+
+
+def batches(arrays: Feed, inputs: Sequence[TensorSpec], size: int) -> Iterator[Tensors]:
+    """Feeds of up to `size` samples each (of one, when the model's batch is fixed), in order."""
+    count = sample_count(arrays, inputs)
+    step = size if inputs[0].batched else 1
+    for start in range(0, count, step):
+        yield take_samples(arrays, inputs, start, min(count, start + step), inputs)
+
+
+def join(parts: Sequence[Tensors], outputs: Sequence[TensorSpec], inputs: Sequence[TensorSpec]) -> Tensors:
+    """Outputs of several batches as one: the inverse of `batches`."""
+    joined: Tensors = {}
+    for spec in outputs:
+        axis = batch_axis(spec, inputs)
+        arrays = [p[spec.name] for p in parts]
+        joined[spec.name] = arrays[0] if axis is None else np.concatenate(arrays, axis=axis)
+    return joined
+
+
+def run_in_batches(
+    run: Callable[[Feed], Tensors],
+    arrays: Feed,
+    *,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    size: int = 32,
+) -> Tensors:
+    """All samples of `arrays` through `run`, up to `size` a call, joined again."""
+    return join([run(feed) for feed in batches(arrays, inputs, size)], outputs, inputs)

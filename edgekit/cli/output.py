@@ -20,7 +20,9 @@ PIPE_WIDTH = 200
 class Advance(Protocol):
     """Moves a progress bar on by `steps`."""
 
-    def __call__(self, steps: int = 1) -> None: ...
+    def __call__(self, steps: int = 1) -> None:
+        """Move on."""
+        ...
 
 
 def _console(stderr: bool = False) -> Console:

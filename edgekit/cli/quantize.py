@@ -1,0 +1,89 @@
+"""Add an INT8 or FP16 variant to a package.
+
+INT8 is calibrated on real inputs: a folder of images, WAV or npz files (--calib), the recipe's samples (--recipe), or the
+samples that the package holds. The result is run and compared with the reference; --max-drop is the largest loss
+accepted, in points of the recipe's first metric (with --recipe), else of top-1 agreement with the reference, else of
+the output's power. If it cannot be met, the best variant is kept, marked over budget, and the exit code is 1.
+
+  edgekit quantize digits_cnn.edge --precision int8 --recipe models/digits_cnn.py --max-drop 0.3
+
+A recipe is Python and is executed; name only recipes that you trust.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("package", metavar="X.edge", help="the package to add to")
+    parser.add_argument("--precision", default="int8", metavar="P", help="int8 (default) or fp16")
+    parser.add_argument("--recipe", metavar="R.py", help="recipe whose samples calibrate and whose metric judges")
+    parser.add_argument("--calib", metavar="DIR|FILE", type=Path, help="folder of real inputs, or an .npz of them")
+    parser.add_argument("--samples", metavar="N", type=int, help="how many inputs to calibrate on (default 256)")
+    parser.add_argument("--max-drop", metavar="POINTS", type=float, default=0.5, help="accuracy budget (default 0.5)")
+    parser.add_argument(
+        "--method", metavar="M", help="minmax, percentile, entropy or mse (default: the one with the least error)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace a variant that exists")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Quantize; 0 within budget, 1 over it."""
+    from edgekit.cli.output import bytes_text, note, print_json, print_table, print_text, progress
+    from edgekit.errors import UsageError
+    from edgekit.package import Package
+    from edgekit.quantize.apply import quantize_package
+    from edgekit.quantize.ranges import METHODS
+    from edgekit.recipe import spec_from_recipe
+
+    if args.method is not None and args.method not in METHODS:
+        raise UsageError(f"Method '{args.method}' is not known; expected one of {', '.join(METHODS)}.")
+    package = Package.open(args.package)
+    recipe = spec_from_recipe(args.recipe) if args.recipe else None
+    with progress("quantizing", 100) as advance:
+        shown = 0
+
+        def on_progress(_what: str, done: int, total: int) -> None:
+            nonlocal shown
+            now = round(100 * done / max(1, total))
+            advance(now - shown)
+            shown = now
+
+        result = quantize_package(
+            package,
+            precision=args.precision,
+            recipe=recipe,
+            calib=args.calib,
+            samples=args.samples,
+            max_drop=args.max_drop,
+            method=args.method,
+            force=args.force,
+            progress=on_progress,
+        )
+    report = result.report
+    for warning in report.warnings:
+        note(f"note: {warning}")
+    if args.json:
+        print_json(report)
+        return 0 if report.within_budget else 1
+    rows = [
+        (a.step, f"{a.error:.3g}", "-" if a.agreement is None else f"{100 * a.agreement:.2f}", "yes" if a.kept else "")
+        for a in report.attempts
+    ]
+    print_table(["tried", "error>", "agreement %>", "kept"], rows)
+    print_text(
+        f"{report.variant}: {report.measure} {100 * report.reference:.2f} -> {100 * report.result:.2f} "
+        f"({report.drop:+.2f} points lost, budget {report.budget:g}), {bytes_text(report.bytes)}, "
+        f"calibrated on {report.samples} of {report.calibrated_on}, {report.wall_s:.1f} s, "
+        f"peak memory {bytes_text(report.peak_bytes)}"
+    )
+    if not report.within_budget:
+        note(
+            f"edgekit: '{report.variant}' loses {report.drop:.2f} points, over its budget of {report.budget:g}; it is kept "
+            "and marked over budget. Give more --samples, another --method or a larger --max-drop."
+        )
+        return 1
+    return 0

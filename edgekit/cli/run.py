@@ -1,0 +1,111 @@
+"""Run files through a package and print what the model says.
+
+Images (PNG, JPEG, BMP, WebP, TIFF) and WAV files go through the package's declared preprocessing; .npz files hold
+inputs by name, .npy the only input. Classifiers print labels and probabilities, other models a summary of each
+output; -o writes all outputs to an .npz file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+
+from edgekit.cli.output import note, print_json, print_table
+from edgekit.errors import StorageError, UsageError
+from edgekit.inference import Result, gather, infer_files, scores
+from edgekit.package import Package
+from edgekit.runtime.select import choose, open_session
+from edgekit.tensors import Tensors, shape_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("package", metavar="X.edge", help="the package")
+    parser.add_argument("inputs", metavar="FILE", nargs="+", type=Path, help="image, .wav, .npz or .npy")
+    parser.add_argument("-o", "--output", metavar="OUT.npz", type=Path, help="write the outputs here")
+    parser.add_argument("--force", action="store_true", help="replace OUT.npz if it exists")
+    parser.add_argument("--variant", metavar="ID", help="run this variant (default: the best for this machine)")
+    parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to print (default 3)")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="rows of one file in one call (default 32)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads (default: one a core)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the files, print, write."""
+    if args.top < 1 or args.batch < 1:
+        raise UsageError("--top and --batch must be at least 1.")
+    if args.output is not None:
+        _check_output(args.output, args.force)
+    package = Package.open(args.package)
+    choice = choose(package, args.variant)
+    labels = package.labels()
+    classify = package.manifest.task == "classification"
+    with open_session(package, variant=choice.variant.id, threads=args.threads) as session:
+        note(f"{package.name}: variant {choice.variant.id} ({choice.reason}), {session.device}")
+        results = list(infer_files(package, session, args.inputs, batch=args.batch))
+        if args.output is not None:
+            _write(args.output, gather(results, session))
+            note(f"wrote {args.output}")
+    if args.json:
+        print_json([_document(r, labels, args.top, classify) for r in results])
+    elif classify:
+        print_table(["file", *("label", "probability>") * args.top], _class_rows(results, labels, args.top))
+    else:
+        print_table(["file", "output", "shape", "min>", "mean>", "max>"], _summary_rows(results))
+    return 0
+
+
+def _class_rows(results: list[Result], labels: tuple[str, ...], top: int) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for result in results:
+        for row in range(result.samples):
+            name = result.source if result.samples == 1 else f"{result.source}[{row}]"
+            cells: list[object] = [name]
+            for score in scores(result.outputs, labels, row=row, top=top):
+                cells += [score.label, f"{score.probability:.4f}"]
+            rows.append(cells)
+    return rows
+
+
+def _summary_rows(results: list[Result]) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for result in results:
+        for name, value in result.outputs.items():
+            numbers = value.dtype.kind in "fiub" and value.size
+            stats = [float(f(value)) for f in (np.min, np.mean, np.max)] if numbers else [None] * 3
+            rows.append([result.source, name, shape_text(value.shape), *stats])
+    return rows
+
+
+def _document(result: Result, labels: tuple[str, ...], top: int, classify: bool) -> dict[str, object]:
+    document: dict[str, object] = {"file": result.source, "samples": result.samples}
+    if classify:
+        document["classes"] = [scores(result.outputs, labels, row=i, top=top) for i in range(result.samples)]
+    document["outputs"] = {k: {"shape": v.shape, "dtype": str(v.dtype)} for k, v in result.outputs.items()}
+    return document
+
+
+def _check_output(path: Path, force: bool) -> None:
+    if path.suffix != ".npz":
+        raise UsageError(f"'{path}' is not an .npz name; expected for example: -o out.npz")
+    if path.exists() and not force:
+        raise UsageError(f"'{path}' exists. Choose another name, or replace it with --force.")
+    if not path.parent.is_dir():
+        raise UsageError(f"Folder '{path.parent}' does not exist. Make it first.")
+
+
+def _write(path: Path, arrays: Tensors) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{k: v.astype(str) if v.dtype == object else v for k, v in arrays.items()})
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(buffer.getvalue())
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(f"'{path}' was not written ({error.strerror}). Free some space and run again.") from error
+    finally:
+        partial.unlink(missing_ok=True)

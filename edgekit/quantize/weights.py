@@ -1,0 +1,82 @@
+"""Weights in eight bits: pure functions from float32 to int8 and scales.
+
+ONNX Runtime multiplies U8 by S8 with an instruction that adds two neighbouring products in 16 bits on CPUs
+without VNNI (`vpmaddubsw`), and that sum saturates. Here scales are chosen so that it cannot, whatever the
+activations are: for neighbours a, b along the depth of the product, |a| + |b| of one sign stays within 128
+(255 x 128 < 2^15). That costs a fraction of the bit that seven-bit weights cost, and one file is right on every CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgekit.tensors import Array
+
+LEVELS = 127
+"""Largest magnitude of a symmetric eight-bit weight."""
+
+_TINY = np.float32(1e-12)
+
+
+@dataclass(frozen=True)
+class QuantWeight:
+    """`values` int8, `scale` one for each channel along `axis` (or a single one when axis is None)."""
+
+    values: Array
+    scale: Array
+    axis: int | None
+
+    def dequantized(self) -> Array:
+        """The float32 weights that these stand for."""
+        return (self.values.astype(np.float32) * self._spread()).astype(np.float32)
+
+    def _spread(self) -> Array:
+        if self.axis is None:
+            return self.scale
+        shape = [1] * self.values.ndim
+        shape[self.axis] = -1
+        return self.scale.reshape(shape)
+
+
+def channel_scales(weight: Array, axis: int, *, pair_safe: bool) -> Array:
+    """Symmetric scale of each channel along `axis`; `pair_safe` keeps 16-bit sums of two products in range.
+
+    Conv weights (O, I, ...) are taken as their product's depth runs (kernel position, input channel), and also as
+    they lie in memory: runtimes use either.
+    """
+    rows = np.moveaxis(weight, axis, 0)
+    flat = rows.reshape(len(rows), -1).astype(np.float64)
+    peak = np.abs(flat).max(axis=1)
+    if pair_safe:
+        peak = np.maximum(peak, _pair_peak(flat))
+        if rows.ndim > 2:
+            peak = np.maximum(peak, _pair_peak(np.moveaxis(rows, 1, -1).reshape(len(rows), -1)))
+    return np.maximum(peak / LEVELS, _TINY).astype(np.float32)
+
+
+def _pair_peak(flat: Array) -> Array:
+    if flat.shape[1] % 2:
+        flat = np.pad(flat, ((0, 0), (0, 1)))
+    pairs = flat.reshape(len(flat), -1, 2)
+    return np.maximum(np.maximum(pairs, 0).sum(-1), np.maximum(-pairs, 0).sum(-1)).max(-1)
+
+
+def quantized(weight: Array, scale: Array, axis: int | None) -> QuantWeight:
+    """`weight` rounded to the nearest step of `scale`, ties to even."""
+    out = QuantWeight(np.zeros(weight.shape, np.int8), np.asarray(scale, np.float32), axis)
+    steps = np.rint(weight.astype(np.float64) / out._spread())
+    return QuantWeight(np.clip(steps, -LEVELS, LEVELS).astype(np.int8), out.scale, axis)
+
+
+def quantized_bias(bias: Array, scale: Array) -> Array:
+    """`bias` as int32 in steps of `scale` (activation scale times weight scale)."""
+    steps = np.rint(bias.astype(np.float64) / scale)
+    return np.clip(steps, -(2**31 - 1), 2**31 - 1).astype(np.int32)
+
+
+def scales_for_bias(scale: Array, bias: Array, activation_scale: float) -> Array:
+    """`scale` raised where the bias in its steps would not fit in 30 bits."""
+    needed = np.abs(bias.astype(np.float64)) / (2**30 * max(activation_scale, 1e-30))
+    return np.maximum(scale, needed.astype(np.float32))

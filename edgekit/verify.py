@@ -1,0 +1,259 @@
+"""Every variant against the reference: tensors, classes, and the recipe's own metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from edgekit.errors import EdgekitError, PackageError
+from edgekit.manifest import Variant
+from edgekit.package import Package, Samples
+from edgekit.recipe import ModelSpec, call_recipe
+from edgekit.runtime.select import open_session, runnable
+from edgekit.runtime.session import Session
+from edgekit.tensors import Array, Tensors, run_in_batches
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a variant of one precision may differ by.
+
+    `max_rel` is relative to the largest output; `cosine` and `agreement` are the least allowed; `drop` is the
+    largest loss of the recipe's metric in points (hundredths).
+    """
+
+    max_rel: float | None = None
+    cosine: float
+    agreement: float
+    drop: float
+
+
+LIMITS: Mapping[str, Limits] = {
+    "fp32": Limits(max_rel=1e-3, cosine=0.99999, agreement=0.999, drop=0.1),
+    "fp16": Limits(cosine=0.999, agreement=0.99, drop=0.2),
+    "bf16": Limits(cosine=0.99, agreement=0.98, drop=0.5),
+    "int8": Limits(cosine=0.98, agreement=0.97, drop=1.0),
+}
+"""Defaults by precision; a recipe's `tolerance` replaces `drop`. Precisions not listed are held to those of int8."""
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """One set of outputs against the reference's, over all outputs.
+
+    Attributes:
+        max_abs: largest absolute difference.
+        max_rel: `max_abs` of each output divided by its largest reference magnitude; the largest of them.
+        cosine: smallest cosine similarity of an output, flattened.
+        agreement: share of samples with the same top-1 class; None when the task is not classification.
+        disagreements: the number of samples with another class.
+        not_finite: outputs with NaN or infinity where the reference has none.
+    """
+
+    max_abs: float
+    max_rel: float
+    cosine: float
+    agreement: float | None = None
+    disagreements: int = 0
+    not_finite: tuple[str, ...] = ()
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One variant's result. `passed` is False with `reason` when it is outside `limits` or could not run."""
+
+    variant: str
+    precision: str
+    passed: bool
+    reason: str
+    limits: Limits
+    difference: Difference | None = None
+    metrics: dict[str, float] = {}
+    drop: float | None = None
+
+
+class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
+    """All checks, and what they were made on. `skipped` maps a variant to why this machine did not run it."""
+
+    package: str
+    samples: int
+    samples_source: str
+    metric: str | None
+    metric_note: str
+    checks: tuple[Check, ...]
+    skipped: dict[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every variant that ran is within its tolerance."""
+        return all(c.passed for c in self.checks)
+
+
+def verify(
+    package: Package,
+    *,
+    recipe: ModelSpec | None = None,
+    variants: Sequence[str] | None = None,
+    metric_samples: int = 2000,
+    threads: int | None = None,
+) -> VerifyReport:
+    """Run every variant that this machine can run on the package's samples and compare with the stored reference.
+
+    With `recipe`, its `evaluate` runs through each variant too. Needs neither torch nor onnx.
+
+    Raises:
+        PackageError: the package holds no samples.
+        IntegrityError: a file of the package changed.
+        RecipeError: `evaluate` raised or gave no metric.
+    """
+    samples = package.samples()
+    able = {v.id for v in runnable(package)}
+    wanted = [package.variant(v) for v in variants] if variants else list(package.manifest.variants)
+    checks: list[Check] = []
+    skipped: dict[str, str] = {}
+    baseline: dict[str, float] = {}
+    for variant in sorted(wanted, key=lambda v: v.id != package.reference.id):
+        if variant.id not in able:
+            skipped[variant.id] = f"a {variant.format} variant for {variant.target} does not run on this machine"
+            if variant.precision == "int8-trt":
+                skipped[variant.id] = "TensorRT's form of INT8; compile it and verify the engine"
+            continue
+        with open_session(package, variant=variant.id, threads=threads) as session:
+            metrics = _metrics(recipe, session, metric_samples)
+            if variant.id == package.reference.id:
+                baseline = metrics
+            checks.append(check(package, variant, session, samples, metrics, baseline))
+    note = ""
+    if recipe is None:
+        note = f"the recipe's metric was not measured; pass --recipe {package.manifest.provenance.source}"
+    elif recipe.evaluate is None:
+        note = f"recipe '{recipe.name}' has no evaluate, so there is no metric"
+    return VerifyReport(
+        package=package.path.name,
+        samples=samples.count,
+        samples_source=samples.source,
+        metric=next(iter(baseline), None),
+        metric_note=note,
+        checks=tuple(checks),
+        skipped=skipped,
+    )
+
+
+def check(
+    package: Package,
+    variant: Variant,
+    session: Session,
+    samples: Samples,
+    metrics: Mapping[str, float],
+    baseline: Mapping[str, float],
+) -> Check:
+    """Judge one open variant: differences on `samples`, and `metrics` against the reference's `baseline`."""
+    manifest = package.manifest
+    limits = limits_for(variant.precision, manifest.tolerance)
+    name = next(iter(baseline), None)
+    drop = None
+    if name is not None and name in metrics:
+        loss = baseline[name] - metrics[name] if manifest.higher_is_better else metrics[name] - baseline[name]
+        drop = 100 * loss
+    try:
+        got = run_in_batches(session.run, samples.inputs, inputs=session.inputs, outputs=session.outputs)
+    except EdgekitError as error:
+        return Check(variant=variant.id, precision=variant.precision, passed=False, reason=str(error), limits=limits)
+    found = difference(got, samples.outputs, classes=manifest.task == "classification")
+    reason = _verdict(found, limits, samples.count, drop)
+    return Check(
+        variant=variant.id,
+        precision=variant.precision,
+        passed=not reason,
+        reason=reason or "within tolerance",
+        limits=limits,
+        difference=found,
+        metrics=dict(metrics),
+        drop=drop,
+    )
+
+
+def limits_for(precision: str, tolerance: Mapping[str, float]) -> Limits:
+    """The limits of `precision`, with the recipe's tolerance (points of its metric) if it gives one."""
+    family = precision if precision in LIMITS else "int8"
+    limits = LIMITS[family]
+    drop = tolerance.get(precision, tolerance.get(family))
+    return limits if drop is None else msgspec.structs.replace(limits, drop=drop)
+
+
+def difference(got: Tensors, reference: Tensors, *, classes: bool) -> Difference:
+    """How far `got` is from `reference`; with `classes` the first output is read as class scores.
+
+    Raises:
+        PackageError: an output is missing or has another shape.
+    """
+    max_abs = max_rel = 0.0
+    cosine = 1.0
+    broken = []
+    for name, wanted in reference.items():
+        if name not in got or got[name].shape != wanted.shape:
+            shape = got[name].shape if name in got else "nothing"
+            raise PackageError(f"Output '{name}': got {shape}, the reference has {wanted.shape}.")
+        a, b = got[name].astype(np.float64), wanted.astype(np.float64)
+        if not np.array_equal(np.isfinite(a), np.isfinite(b)):
+            broken.append(name)
+            max_abs = max_rel = math.inf
+            cosine = 0.0
+            continue
+        a, b = a[np.isfinite(b)], b[np.isfinite(b)]
+        if not b.size:
+            continue
+        gap = float(np.abs(a - b).max())
+        max_abs = max(max_abs, gap)
+        max_rel = max(max_rel, gap / (float(np.abs(b).max()) or 1.0))
+        cosine = min(cosine, _cosine(a, b))
+    agreement, wrong = None, 0
+    first = next(iter(reference), None)
+    if classes and first is not None and not broken:
+        same = top1(got[first]) == top1(reference[first])
+        agreement, wrong = float(same.mean()), int((~same).sum())
+    return Difference(
+        max_abs=max_abs,
+        max_rel=max_rel,
+        cosine=cosine,
+        agreement=agreement,
+        disagreements=wrong,
+        not_finite=tuple(broken),
+    )
+
+
+def top1(scores: Array) -> Array:
+    """The best class of each row; (n, classes) with any trailing dimensions of one, as (n, 1000, 1, 1)."""
+    return np.asarray(scores.reshape(len(scores), -1).argmax(axis=1))
+
+
+def _cosine(a: Array, b: Array) -> float:
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    if norms == 0:
+        return 1.0 if np.array_equal(a, b) else 0.0
+    return float(np.dot(a.ravel(), b.ravel())) / norms
+
+
+def _verdict(found: Difference, limits: Limits, samples: int, drop: float | None) -> str:
+    """Why a variant fails, or an empty string."""
+    if found.not_finite:
+        return f"output '{found.not_finite[0]}' holds NaN or infinity where the reference does not"
+    if limits.max_rel is not None and found.max_rel > limits.max_rel:
+        return f"relative error {found.max_rel:.2g} is over {limits.max_rel:g}"
+    if found.cosine < limits.cosine:
+        return f"cosine {found.cosine:.5f} is under {limits.cosine:g}"
+    allowed = max(1, math.floor((1 - limits.agreement) * samples))  # one sample may sit on a boundary
+    if found.agreement is not None and found.disagreements > allowed:
+        return f"{found.disagreements} of {samples} samples change class; at most {allowed} may"
+    if drop is not None and drop > limits.drop + 1e-9:
+        return f"the metric falls by {drop:.2f} points; at most {limits.drop:g} are allowed"
+    return ""
+
+
+def _metrics(recipe: ModelSpec | None, session: Session, count: int) -> dict[str, float]:
+    if recipe is None or recipe.evaluate is None:
+        return {}
+    evaluate = recipe.evaluate
+    values: Any = call_recipe(f"evaluate of recipe '{recipe.name}'", lambda: evaluate(session.run, count))
+    return {str(k): float(v) for k, v in dict(values).items()}

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from edgekit.package import Package
+from tests.tiny import WEIGHT
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, int]]:
+    """Ten real digits, one of each, as PNG files."""
+    data = load_digits()
+    folder = tmp_path_factory.mktemp("pictures")
+    out = []
+    for digit in range(10):
+        index = int(np.flatnonzero(data.target == digit)[20])
+        path = folder / f"{digit}.png"
+        Image.fromarray(np.rint(data.images[index] * (255 / 16)).astype(np.uint8)).save(path)
+        out.append((path, digit))
+    return out
+
+
+@pytest.mark.parametrize("variant", ["fp32", "fp16", "int8"])
+def test_pictures_of_digits_are_read(
+    digits: Package, pictures: list[tuple[Path, int]], edgekit: Run, variant: str
+) -> None:
+    done = edgekit("run", digits.path, *(p for p, _ in pictures), "--variant", variant, "--json")
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    best = [r["classes"][0][0]["label"] for r in results]
+    assert best == [str(d) for _, d in pictures]
+    assert all(0 <= r["classes"][0][0]["probability"] <= 1 for r in results)
+
+
+def test_labels_and_probabilities_are_printed(digits: Package, pictures: list[tuple[Path, int]], edgekit: Run) -> None:
+    done = edgekit("run", digits.path, pictures[7][0], "--top", "2")
+    assert done.returncode == 0, done.stderr
+    line = done.stdout.splitlines()[-1].split()
+    assert line[0].endswith("7.png")
+    assert line[1] == "7"
+    assert "variant int8 (best of 3 variants" in done.stderr
+
+
+def test_arrays_in_arrays_out(tiny: Package, edgekit: Run, tmp_path: Path) -> None:
+    x = np.random.default_rng(3).standard_normal((70, 4)).astype(np.float32)
+    np.savez(tmp_path / "in.npz", x=x)
+    np.save(tmp_path / "more.npy", x[:2])
+    done = edgekit("run", tiny.path, tmp_path / "in.npz", tmp_path / "more.npy", "-o", tmp_path / "out.npz")
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "out.npz") as out:
+        np.testing.assert_allclose(out["scores"], np.concatenate([x, x[:2]]) @ WEIGHT, rtol=1e-5)
+        assert [Path(s).name for s in out["source"][[0, 69, 70]]] == ["in.npz", "in.npz", "more.npy"]
+
+
+def test_an_existing_output_needs_force(tiny: Package, edgekit: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((1, 4), np.float32))
+    (tmp_path / "out.npz").write_text("precious")
+    done = edgekit("run", tiny.path, tmp_path / "x.npy", "-o", tmp_path / "out.npz")
+    assert done.returncode == 2
+    assert (tmp_path / "out.npz").read_text() == "precious"
+    assert edgekit("run", tiny.path, tmp_path / "x.npy", "-o", tmp_path / "out.npz", "--force").returncode == 0
+    with np.load(tmp_path / "out.npz") as out:
+        assert out["scores"].shape == (1, 3)
+
+
+def test_inputs_that_do_not_fit_are_one_sentence(tiny: Package, digits: Package, edgekit: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "wide.npy", np.ones((1, 5), np.float32))
+    np.save(tmp_path / "double.npy", np.ones((1, 4)))
+    np.savez(tmp_path / "other.npz", y=np.ones((1, 4), np.float32))
+    np.save(tmp_path / "objects.npy", np.array([object()]), allow_pickle=True)
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 no")
+    (tmp_path / "notes.txt").write_text("x")
+    Image.new("L", (4, 4)).save(tmp_path / "x.png")
+    cases = {
+        "wide.npy": "got (1,5), this model accepts (batch,4)",
+        "double.npy": "got float64",
+        "other.npz": "does not give input x",
+        "objects.npy": "cannot be read as a numpy file",
+        "broken.npz": "cannot be read as a numpy file",
+        "notes.txt": "not an input file",
+        "none.npy": "does not exist",
+        "x.png": "declares no preprocessing",
+    }
+    for name, words in cases.items():
+        done = edgekit("run", tiny.path, tmp_path / name)
+        assert done.returncode == 2, name
+        assert words in done.stderr, name
+        assert len(done.stderr.splitlines()) <= 2
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    done = edgekit("run", digits.path, tmp_path / "broken.png")
+    assert done.returncode == 2
+    assert "'broken.png' cannot be decoded" in done.stderr
+
+
+def test_models_that_do_not_classify_print_a_summary(tiny: Package, edgekit: Run, tmp_path: Path) -> None:
+    from tests.tiny import tiny_manifest
+
+    with tiny.edit() as writer:
+        plain = writer.commit(tiny_manifest(task=""))
+    np.save(tmp_path / "x.npy", np.ones((2, 4), np.float32))
+    done = edgekit("run", plain.path, tmp_path / "x.npy")
+    assert done.returncode == 0, done.stderr
+    assert "(2,3)" in done.stdout
+    assert "scores" in done.stdout

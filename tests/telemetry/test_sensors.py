@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from edgekit.errors import SensorError, UsageError
+from edgekit.telemetry import Energy, Recorder, Sample, Sensor, energy_between, find_sensors, measured_period
+from edgekit.telemetry.rapl import find_rapl
+from edgekit.telemetry.sysfs import by_number, read_int, read_text
+from tests.telemetry import trees
+
+
+class Stepper:
+    """A counter of a constant 10 W that advances every 20 ms, and fails after `lives` readings."""
+
+    name, source, scope, part, period_s = "stepper", "counter", "test", "cpu", 0.5
+
+    def __init__(self, lives: int = 10**9) -> None:
+        self.lives = lives
+
+    def read(self) -> Sample:
+        self.lives -= 1
+        if self.lives < 0:
+            raise SensorError("stepper: gone")
+        now = time.monotonic()
+        return Sample(now, energy_j=10 * (now // 0.02) * 0.02)
+
+
+def test_the_period_is_measured_not_believed() -> None:
+    assert isinstance(Stepper(), Sensor)
+    assert 0.015 < measured_period(Stepper()) < 0.03
+
+
+def test_a_value_that_never_changes_leaves_the_stated_period(tmp_path: Path) -> None:
+    root = trees.rapl(tmp_path, {"intel-rapl:0": ("package-0", 1)})
+    (cpu,) = find_rapl(root).sensors
+    assert measured_period(cpu, limit_s=0.02) == cpu.period_s
+
+
+def test_a_recording_covers_its_body_and_gives_joules() -> None:
+    sensor = Stepper()
+    sensor.period_s = 0.02
+    with Recorder([sensor], interval_s=0.01) as recorder:
+        start_s = time.monotonic()
+        time.sleep(0.4)
+        end_s = time.monotonic()
+    energy = energy_between(
+        recorder.samples(0), start_s=start_s, end_s=end_s, period_s=0.02, source="counter", scope="test"
+    )
+    assert isinstance(energy, Energy)
+    assert abs(energy.energy_j - 10 * (end_s - start_s)) <= energy.uncertainty_j
+
+
+def test_a_failing_sensor_is_dropped_and_the_others_go_on() -> None:
+    with Recorder([Stepper(lives=2), Stepper()], interval_s=0.005) as recorder:
+        time.sleep(0.05)
+    assert recorder.dropped == {0: "stepper: gone"}
+    assert len(recorder.samples(0)) == 2
+    assert len(recorder.samples(1)) > 4
+
+
+def test_an_interval_must_be_positive() -> None:
+    with pytest.raises(UsageError, match="positive"):
+        Recorder([], interval_s=0)
+
+
+def test_a_tree_with_both_gives_both(tmp_path: Path) -> None:
+    trees.orin_nano(tmp_path)
+    trees.rapl(tmp_path, {"intel-rapl:0": ("package-0", 1)})
+    assert [s.part for s in find_sensors(tmp_path).sensors] == ["board", "cpu"]
+
+
+def test_this_machine_has_sensors_or_sentences() -> None:
+    found = find_sensors()
+    assert found.sensors or found.reasons
+    assert all(reason.endswith((".", ")", "'", "/")) for reason in found.reasons)
+
+
+def test_unreadable_files_are_none_and_numbers_sort_as_numbers(tmp_path: Path) -> None:
+    trees.write(tmp_path, {"hwmon10/x": "1", "hwmon2/x": " 42\n", "hwmon2/y": "soon"})
+    assert [p.name for p in by_number(tmp_path, "hwmon*")] == ["hwmon2", "hwmon10"]
+    assert read_int(tmp_path / "hwmon2/x") == 42
+    assert read_int(tmp_path / "hwmon2/y") is None
+    assert read_text(tmp_path / "hwmon2") is None
+    assert read_text(tmp_path / "absent") is None
