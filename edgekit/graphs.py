@@ -6,6 +6,7 @@ says so.
 
 from __future__ import annotations
 
+import ast
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit._lazy import require
 from edgekit.errors import ModelError
-from edgekit.tensors import TensorSpec, dtype_from_onnx
+from edgekit.tensors import UNNAMED_DIMS, TensorSpec, dtype_from_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -60,26 +61,52 @@ def load_model(path: Path) -> onnx.ModelProto:
     return model  # type: ignore[no-any-return]
 
 
-def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write `model` to `path`; weights over `EXTERNAL_BYTES` go to `<path>.data` beside it.
+def save_model(model: onnx.ModelProto, path: Path, *, external_bytes: int = EXTERNAL_BYTES) -> None:
+    """Write `model` to `path`; from `external_bytes` of weights on, they go to `<path>.data` beside it.
 
     Raises:
         OSError: it cannot be written.
     """
     onnx = require("onnx", why="write ONNX models")
-    if weight_bytes(model) < EXTERNAL_BYTES:
+    if weight_bytes(model) < external_bytes:
         path.write_bytes(model.SerializeToString(deterministic=True))
         return
+    light = _without_initializers(model)
+    where = path.with_name(f"{path.name}.data")
+    with where.open("wb") as file:
+        for tensor in model.graph.initializer:  # one at a time: the weights may be half of the memory
+            stub = light.graph.initializer.add()
+            if tensor.data_type == onnx.TensorProto.STRING:
+                stub.CopyFrom(tensor)
+                continue
+            stub.name, stub.data_type = tensor.name, tensor.data_type
+            stub.dims.extend(tensor.dims)
+            raw = tensor.raw_data or onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data
+            if len(raw) < 1024:
+                stub.raw_data = raw
+                continue
+            file.write(b"\0" * (-file.tell() % 4096))  # aligned, so that runtimes can map the file
+            stub.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", where.name), ("offset", file.tell()), ("length", len(raw))):
+                stub.external_data.add(key=key, value=str(value))
+            file.write(raw)
+    path.write_bytes(light.SerializeToString(deterministic=True))
+
+
+def _without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` without its weights, made without copying them."""
     copy = type(model)()
-    copy.CopyFrom(model)
-    onnx.save_model(
-        copy,
-        str(path),
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location=f"{path.name}.data",
-        size_threshold=1024,
-    )
+    for source, target, skip in ((model, copy, "graph"), (model.graph, copy.graph, "initializer")):
+        for field, value in source.ListFields():
+            if field.name == skip:
+                continue
+            if isinstance(value, (str, bytes, int, float)):
+                setattr(target, field.name, value)
+            elif hasattr(value, "extend"):
+                getattr(target, field.name).extend(value)
+            else:
+                getattr(target, field.name).CopyFrom(value)
+    return copy
 
 
 def weight_bytes(model: onnx.ModelProto) -> int:
@@ -103,6 +130,23 @@ def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield from graph.node
     for function in model.functions:
         yield from function.node
+
+
+SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+"""Metadata of a node that the PyTorch exporter writes: the modules around it, outermost first, then the operation."""
+
+
+def module_of(node: onnx.NodeProto) -> str:
+    """The PyTorch module that `node` came from ("blocks.0.conv1"), or an empty string."""
+    for entry in node.metadata_props:
+        if entry.key == SCOPES_KEY:
+            try:
+                scopes = ast.literal_eval(entry.value)
+            except (ValueError, SyntaxError):
+                return ""
+            modules = [s for s in scopes[:-1] if isinstance(s, str)] if isinstance(scopes, list) else []
+            return modules[-1] if modules else ""
+    return ""
 
 
 def unknown_operators(model: onnx.ModelProto) -> list[tuple[str, str]]:
@@ -147,7 +191,7 @@ def spec_from_value(value: onnx.ValueInfoProto) -> TensorSpec:
         if dim.HasField("dim_value") and dim.dim_value > 0:
             shape.append(int(dim.dim_value))
         else:
-            shape.append(dim.dim_param or f"{value.name}_{i}")
+            shape.append(f"{value.name}_{i}" if dim.dim_param in UNNAMED_DIMS else dim.dim_param)
     return TensorSpec(value.name, dtype, tuple(shape))
 
 
@@ -253,9 +297,9 @@ def _node_flops(node: Any, shapes: dict[str, tuple[int, ...]]) -> int | None:
 
 
 def precision_of(model: onnx.ModelProto) -> str:
-    """The precision that a model computes in: "int8" where it has quantized operators, else its widest-spread float.
+    """The precision that a model computes in: "int8" where it has quantized operators, else its most frequent float.
 
-    "fp32", "fp16", "bf16" or "fp64", by the bytes of its weights (of its inputs, for a model without).
+    "fp32", "fp16", "bf16" or "fp64", by the number of its weights (by its inputs, for a model without).
     """
     quantized = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
     if any(n.op_type in quantized or n.op_type.startswith("QLinear") for n in all_nodes(model)):

@@ -16,6 +16,9 @@ Tensors: TypeAlias = dict[str, Array]
 Feed: TypeAlias = Mapping[str, Array]
 Dim: TypeAlias = "int | str"
 
+UNNAMED_DIMS = ("", "?", "-1", "None", "none")
+"""What exporters write where they mean a dimension without a name: two of them need not be equal."""
+
 
 @dataclass(frozen=True, slots=True)
 class DType:
@@ -161,7 +164,8 @@ def check_feed(feed: Feed, specs: Sequence[TensorSpec]) -> Tensors:
                 f"Input '{spec.name}': got {shape_text(value.shape)}, this model accepts "
                 f"{shape_text(spec.shape)}. Resize or reshape it first."
             )
-        out[spec.name] = np.ascontiguousarray(value)
+        # not np.ascontiguousarray, which makes a scalar a vector
+        out[spec.name] = value if value.flags.c_contiguous else value.copy(order="C")
     return out
 
 

@@ -1,7 +1,7 @@
 """A small residual CNN that reads handwritten digits.
 
-The data are scikit-learn's 1,797 real digits (NIST), which come with the library. 600 of them are the test split: training
-never sees them. `python models/digits_cnn.py` trains again and writes `digits_cnn.safetensors` beside this file.
+The data are scikit-learn's 1,797 real digits, which come with the library. 600 of them are the test split, which
+training never sees. `python models/digits_cnn.py` trains again and writes `digits_cnn.safetensors` beside this file.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 Runs the package's own samples (no PyTorch, no dataset needed) and compares with the stored outputs of the
 original model: largest error, cosine similarity, top-1 agreement. With --recipe the recipe's own metric is
 measured through every variant too. Writes reports/verify.json. Exits 1 if a variant is outside its tolerance.
+
+--layers compares one variant with the reference tensor by tensor and names the first bad layer; --bisect cuts the
+smallest piece of the graph that still fails and writes it, with real inputs, to reports/. Both need the onnx package.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import argparse
 import msgspec
 
 from edgekit.cli.output import note, percent_text, print_json, print_table, print_text
+from edgekit.errors import UsageError
+from edgekit.layers import SNR_DB, LayerDifference, bisect, compare_layers, piece_files
 from edgekit.package import Package
 from edgekit.recipe import spec_from_recipe
 from edgekit.verify import Check, VerifyReport, verify
@@ -28,11 +33,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--metric-samples", type=int, default=2000, metavar="N", help="at most N samples for the metric (default 2000)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads (default: one a core)")
+    parser.add_argument("--layers", action="store_true", help="compare --variant with the reference layer by layer")
+    parser.add_argument("--bisect", action="store_true", help="write the smallest piece of --variant that fails")
+    parser.add_argument(
+        "--snr", type=float, default=SNR_DB, metavar="DB", help=f"a layer below this is bad (default {SNR_DB:g} dB)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Verify, print, write the report."""
     package = Package.open(args.package)
+    if args.layers or args.bisect:
+        if not args.variant or len(args.variant) != 1:
+            raise UsageError("--layers and --bisect look at one variant; name it with --variant ID.")
+        return (_bisect if args.bisect else _layers)(package, args)
     recipe = spec_from_recipe(args.recipe) if args.recipe else None
     report = verify(
         package,
@@ -79,3 +93,48 @@ def _row(check: Check, metric: str | None) -> list[object]:
         cells.append(f"{check.metrics[metric]:.4f}" if metric in check.metrics else "-")
         cells.append("-" if check.drop is None else f"{check.drop:+.2f}")
     return [*cells, "ok" if check.passed else f"FAIL: {check.reason}"]
+
+
+def _layers(package: Package, args: argparse.Namespace) -> int:
+    report = compare_layers(package, args.variant[0], limit_db=args.snr)
+    if args.json:
+        print_json(report)
+    else:
+        title = f"{report.variant} against {report.reference}, layer by layer, {report.samples} samples"
+        columns = ["layer", "operator", "module", "SNR dB>", "max error>", ""]
+        print_table(columns, [_layer_row(layer, args.snr) for layer in report.layers], title=title)
+    if report.first_bad is None:
+        note(f"no layer is below {args.snr:g} dB")
+        return 0
+    note(f"first bad layer: {_layer_name(report.first_bad)}")
+    return 1
+
+
+def _layer_row(layer: LayerDifference, limit_db: float) -> list[object]:
+    snr = "not finite" if layer.snr_db is None else f"{layer.snr_db:.1f}"
+    error = "-" if layer.max_abs is None else f"{layer.max_abs:.2e}"
+    return [layer.node or layer.tensor, layer.operator, layer.module, snr, error, "BAD" if layer.bad(limit_db) else ""]
+
+
+def _layer_name(layer: LayerDifference) -> str:
+    module = f", module {layer.module}" if layer.module else ""
+    return f"{layer.node or layer.tensor} ({layer.operator}{module})"
+
+
+def _bisect(package: Package, args: argparse.Namespace) -> int:
+    variant = args.variant[0]
+    piece = bisect(package, variant, limit_db=args.snr)
+    if piece is None:
+        note(f"no layer of '{variant}' is below {args.snr:g} dB, so there is nothing to cut out")
+        if args.json:
+            print_json({"variant": variant, "piece": None})
+        return 0
+    for name, data in piece_files(piece, variant).items():
+        note(f"wrote {package.write_report(name, data)}")
+    found = piece.bisection
+    if args.json:
+        print_json(found)
+    else:
+        print_text(f"first bad layer: {_layer_name(found.layer)}")
+        print_text(f"smallest failing piece: {len(found.nodes)} nodes from {', '.join(found.inputs)}; {found.alone}")
+    return 1
