@@ -30,9 +30,11 @@ __all__ = ["__version__", *_HOME]  # noqa: PLE0604 - the names are strings
 
 def __getattr__(name: str) -> Any:
     """Public names, imported on first use: `import edgekit` alone costs nothing."""
-    if name in _HOME:
-        import importlib
+    import importlib
 
+    if name == "quantize":  # a package that can be called: edgekit.quantize(package, precision="int8")
+        return importlib.import_module("edgekit.quantize")
+    if name in _HOME:
         value = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value
         return value

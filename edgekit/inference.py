@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.errors import InputError
+from edgekit.inputs import tensors_from_file
 from edgekit.manifest import Manifest
 from edgekit.package import Package
-from edgekit.preprocess import AUDIO_SUFFIXES, IMAGE_SUFFIXES, tensor_from_file
 from edgekit.runtime.session import Session
 from edgekit.tensors import (
     Array,
@@ -68,7 +68,7 @@ def feed_from_file(package: Package, path: Path, inputs: Sequence[TensorSpec]) -
     Raises:
         InputError: the file cannot be read, or inputs are missing.
     """
-    given = _tensors_from_file(package, path, inputs)
+    given = tensors_from_file(path, inputs, package.manifest.preprocess)
     feed = {**package.defaults(), **given}
     for spec in inputs:
         if spec.name not in feed and spec.name in package.manifest.states:
@@ -83,43 +83,6 @@ def feed_from_file(package: Package, path: Path, inputs: Sequence[TensorSpec]) -
             known = ", ".join(s.name for s in inputs)
             raise InputError(f"'{path.name}' gives '{name}', which is not an input; inputs are {known}.")
     return feed
-
-
-def _tensors_from_file(package: Package, path: Path, inputs: Sequence[TensorSpec]) -> Tensors:
-    suffix = path.suffix.lower()
-    if suffix in (".npz", ".npy"):
-        return _arrays(path, inputs)
-    if suffix not in (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES):
-        raise InputError(
-            f"'{path.name}' is not an input file; expected an image ({', '.join(IMAGE_SUFFIXES)}), .wav, .npz or .npy."
-        )
-    declared = package.manifest.preprocess
-    if not declared:
-        raise InputError(
-            f"'{package.path.name}' declares no preprocessing, so '{path.name}' cannot be fed to it. "
-            "Give an .npz file, or export again with a recipe that has preprocess."
-        )
-    name, preprocess = next(iter(declared.items()))
-    return {name: tensor_from_file(path, preprocess)}
-
-
-def _arrays(path: Path, inputs: Sequence[TensorSpec]) -> Tensors:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            if len(inputs) != 1:
-                raise InputError(f"'{path.name}' holds one array, the model has {len(inputs)} inputs. Give an .npz.")
-            return {inputs[0].name: loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"'{path}' does not exist. Check the path.") from None
-    except Exception as error:  # numpy raises ValueError, OSError, EOFError, BadZipFile, … on damaged files
-        raise InputError(
-            f"'{path.name}' cannot be read as a numpy file (damaged, or it holds Python objects): {error}"
-        ) from error
 
 
 def _run_sequence(session: Session, feed: Tensors, manifest: Manifest, count: int) -> Tensors:

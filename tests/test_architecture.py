@@ -16,7 +16,7 @@ PACKAGE = ROOT / "edgekit"
 PLUGINS = ROOT / "plugins_trt"
 
 LEVEL_0 = {"errors", "tensors", "_lazy"}
-LEVEL_1 = {"package", "manifest", "recipe", "preprocess", "graphs", "rewrite", "targets"}
+LEVEL_1 = {"package", "manifest", "recipe", "preprocess", "inputs", "graphs", "rewrite", "targets"}
 STAGES = {"export", "quantize", "engine", "runtime", "telemetry"}
 LEVEL_3 = {"verify", "inference", "inspect", "layers", "bench", "serve", "advise", "doctor"}
 LEVELS = {**dict.fromkeys(LEVEL_0, 0), **dict.fromkeys(LEVEL_1, 1), **dict.fromkeys(STAGES, 2)}

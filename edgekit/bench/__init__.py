@@ -1,0 +1,19 @@
+"""How fast a package's variants are on this machine, and what an inference costs in joules."""
+
+from edgekit.bench.report import BatchPoint, BenchReport, Joules, Machine, VariantBench
+from edgekit.bench.runner import bench
+from edgekit.bench.stats import Latency, SpeedUp, percentile, speedup_of, steady_after
+
+__all__ = [
+    "BatchPoint",
+    "BenchReport",
+    "Joules",
+    "Latency",
+    "Machine",
+    "SpeedUp",
+    "VariantBench",
+    "bench",
+    "percentile",
+    "speedup_of",
+    "steady_after",
+]

@@ -1,9 +1,9 @@
 """Add an INT8 or FP16 variant to a package.
 
-INT8 is calibrated on real inputs: a folder of images, WAV or npz files (--calib), the recipe's samples (--recipe), or the
-samples that the package holds. The result is run and compared with the reference; --max-drop is the largest loss
-accepted, in points of the recipe's first metric (with --recipe), else of top-1 agreement with the reference, else of
-the output's power. If it cannot be met, the best variant is kept, marked over budget, and the exit code is 1.
+INT8 is calibrated on real inputs: a folder of images, WAV or npz files (--calib), the recipe's samples (--recipe),
+or the samples that the package holds. The result is run and compared with the reference; --max-drop is the largest
+loss accepted, in points of the recipe's first metric (with --recipe), else of top-1 agreement with the reference,
+else of the output's power. If it cannot be met, the best variant is kept, marked over budget, and the exit code is 1.
 
   edgekit quantize digits_cnn.edge --precision int8 --recipe models/digits_cnn.py --max-drop 0.3
 
@@ -82,8 +82,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if not report.within_budget:
         note(
-            f"edgekit: '{report.variant}' loses {report.drop:.2f} points, over its budget of {report.budget:g}; it is kept "
-            "and marked over budget. Give more --samples, another --method or a larger --max-drop."
+            f"edgekit: '{report.variant}' loses {report.drop:.2f} points, over its budget of {report.budget:g}; "
+            "it is kept and marked over budget. Give more --samples, another --method or a larger --max-drop."
         )
         return 1
     return 0

@@ -11,6 +11,7 @@ import argparse
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -100,7 +101,8 @@ def _check_output(path: Path, force: bool) -> None:
 
 def _write(path: Path, arrays: Tensors) -> None:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{k: v.astype(str) if v.dtype == object else v for k, v in arrays.items()})
+    plain: dict[str, Any] = {k: v.astype(str) if v.dtype == object else v for k, v in arrays.items()}
+    np.savez_compressed(buffer, **plain)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.write_bytes(buffer.getvalue())

@@ -47,9 +47,7 @@ def parity(
     return (Parity(batch=rows[0].batch, max_abs=max(r.max_abs for r in rows), max_rel=max(r.max_rel for r in rows)),)
 
 
-def _compare(
-    reference: Runner, candidate: Runner, feed: Feed, outputs: Sequence[TensorSpec], batch: int
-) -> Parity:
+def _compare(reference: Runner, candidate: Runner, feed: Feed, outputs: Sequence[TensorSpec], batch: int) -> Parity:
     want = reference(feed)
     got = candidate(feed)
     worst_abs = worst_rel = 0.0

@@ -16,7 +16,16 @@ from edgekit.errors import ModelError, RecipeError
 from edgekit.recipe import call_recipe
 from edgekit.tensors import Array, Feed, Tensors, TensorSpec, check_feed
 
-_LOGGERS = ("torch", "torch.onnx", "torch.export", "torch._export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
+_LOGGERS = (
+    "torch",
+    "torch.onnx",
+    "torch.export",
+    "torch._export",
+    "torch._dynamo",
+    "torch.fx",
+    "onnxscript",
+    "onnx_ir",
+)
 
 
 @contextlib.contextmanager

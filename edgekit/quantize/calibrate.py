@@ -58,14 +58,15 @@ def observe(
     *,
     progress: Progress = quiet,
     what: str = "calibrating",
+    group_bytes: int = GROUP_BYTES,
 ) -> None:
     """Run `data` through `model` and call `visit(name, values)` for each of `tensors` and each batch.
 
-    Memory is bounded by `GROUP_BYTES` of activations beyond what the model itself needs.
+    Memory is bounded by `group_bytes` of activations beyond what the model itself needs.
     """
     inputs = {s.name for s in data.specs}
     inner = [t for t in dict.fromkeys(tensors) if t not in inputs]
-    rows, groups = _groups(model, inner, data)
+    rows, groups = _groups(model, inner, data, group_bytes)
     steps = max(1, math.ceil(data.count / rows))
     total, done = max(1, len(groups)) * steps, 0
     for number, group in enumerate(groups or [[]]):
@@ -83,7 +84,9 @@ def observe(
                 progress(what, done, total)
 
 
-def _groups(model: onnx.ModelProto, tensors: Sequence[str], data: CalibrationData) -> tuple[int, list[list[str]]]:
+def _groups(
+    model: onnx.ModelProto, tensors: Sequence[str], data: CalibrationData, group_bytes: int
+) -> tuple[int, list[list[str]]]:
     sizes = {d: 1 for s in data.specs for d in s.shape if isinstance(d, str)}
     known: dict[str, int] = {}
     for value in infer_shapes(model, sizes).graph.value_info:
@@ -93,14 +96,14 @@ def _groups(model: onnx.ModelProto, tensors: Sequence[str], data: CalibrationDat
     largest = max(known.values(), default=4 << 20)
     cost = {t: known.get(t, largest) for t in tensors}
     whole = sum(cost.values()) or 1
-    rows = min(MAX_ROWS, max(1, GROUP_BYTES // whole)) if data.batched else 1
+    rows = min(MAX_ROWS, max(1, group_bytes // whole)) if data.batched else 1
     groups: list[list[str]] = []
     room = 0
     for name in tensors:
         need = cost[name] * rows
         if not groups or need > room:
             groups.append([])
-            room = GROUP_BYTES
+            room = group_bytes
         groups[-1].append(name)
         room -= need
     return rows, groups

@@ -177,7 +177,7 @@ def _file_loader(package: Package) -> Callable[[Path], list[Tensors]]:
     def load(path: Path) -> list[Tensors]:
         if path.suffix.lower() == ".npz":
             return [_npz(path, package)]
-        fed = [name for name in manifest.preprocess]
+        fed = list(manifest.preprocess)
         if len(fed) != 1:
             raise UsageError(
                 f"'{package.path.name}' declares no preprocessing for files like '{path.name}'. "

@@ -68,7 +68,7 @@ def gap(reference: Mapping[str, Array], got: Mapping[str, Array], *, classes: bo
 
 def classes_of(scores: Array) -> Array:
     """Best class of each row of (rows, ..., classes) scores."""
-    return scores.reshape(len(scores), -1).argmax(axis=1)
+    return np.asarray(scores.reshape(len(scores), -1).argmax(axis=1))
 
 
 def metrics_of(recipe: ModelSpec, run: Runner, *, samples: int = EVALUATION_SAMPLES) -> dict[str, float]:

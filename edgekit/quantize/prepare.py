@@ -105,7 +105,7 @@ def _bypass(graph: Graph) -> None:
 
 
 def _fold_batch_norms(graph: Graph) -> None:
-    """BatchNorm after Conv or ConvTranspose goes into its weights; others become a multiply and an add."""
+    """BatchNorm after Conv or ConvTranspose goes into its weights; others stay."""
     for node in list(graph.nodes):
         if node.op_type != "BatchNormalization" or any(i not in graph.constants for i in node.input[1:5]):
             continue
@@ -113,11 +113,13 @@ def _fold_batch_norms(graph: Graph) -> None:
         factor = gamma / np.sqrt(var + attribute(node, "epsilon", 1e-5))
         shift = beta - mean * factor
         conv = graph.producer.get(node.input[0])
-        if conv is not None and conv.op_type in ("Conv", "ConvTranspose") and graph.only_use(node.input[0]) is node:
-            if _scale_conv(graph, conv, factor, shift):
-                conv.output[0] = node.output[0]
-                graph.remove(node)
-                graph.refresh()
+        if conv is None:
+            continue
+        fits = conv.op_type in ("Conv", "ConvTranspose") and graph.only_use(node.input[0]) is node
+        if fits and _scale_conv(graph, conv, factor, shift):
+            conv.output[0] = node.output[0]
+            graph.remove(node)
+            graph.refresh()
 
 
 def _scale_conv(graph: Graph, conv: Any, factor: Array, shift: Array) -> bool:

@@ -72,12 +72,12 @@ def _percentile(histogram: Histogram, low: float, high: float, symmetric: bool) 
     if symmetric:
         order = np.argsort(np.abs(values))
         total = np.cumsum(counts[order]) / counts.sum()
-        peak = float(np.abs(values[order])[np.searchsorted(total, 1 - tail)])
+        peak = float(np.abs(values[order])[int(np.searchsorted(total, 1 - tail))])
         return Range(-peak, peak)
     total = np.cumsum(counts) / counts.sum()
     step = (histogram.high - histogram.low) / len(counts)
-    first = float(values[np.searchsorted(total, tail / 2)]) - step / 2
-    last = float(values[min(len(values) - 1, np.searchsorted(total, 1 - tail / 2))]) + step / 2
+    first = float(values[int(np.searchsorted(total, tail / 2))]) - step / 2
+    last = float(values[min(len(values) - 1, int(np.searchsorted(total, 1 - tail / 2)))]) + step / 2
     return Range(max(low, min(0.0, first)), min(high, max(0.0, last)))
 
 
@@ -99,7 +99,7 @@ def _mse(histogram: Histogram, low: float, high: float, symmetric: bool) -> Rang
             best = min(best, *((cost(lo * s, hi), lo * s, hi) for s in _SHRINKS))
             _, lo, hi = best
             best = min(best, *((cost(lo, hi * s), lo, hi * s) for s in _SHRINKS))
-    return Range(best[1], best[2])
+    return Range(float(best[1]), float(best[2]))
 
 
 def _entropy(histogram: Histogram, low: float, high: float, symmetric: bool) -> Range:
@@ -112,7 +112,7 @@ def _entropy(histogram: Histogram, low: float, high: float, symmetric: bool) -> 
     best = (np.inf, 1.0)
     for stop in range(levels, BINS + 1, 16):
         best = min(best, (_divergence(folded, stop, levels), stop / BINS))
-    return Range(max(low, -peak * best[1]), min(high, peak * best[1]))
+    return Range(float(max(low, -peak * best[1])), float(min(high, peak * best[1])))
 
 
 def _divergence(counts: Array, stop: int, levels: int) -> float:

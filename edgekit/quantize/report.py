@@ -28,6 +28,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, step: str, gap: Gap, **fields: object) -> Attempt:
+        """The attempt `step` with its measured `gap`."""
         return cls(step=step, error=gap.error, agreement=gap.agreement, **fields)  # type: ignore[arg-type]
 
 

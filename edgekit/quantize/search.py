@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from edgekit.errors import UsageError
 from edgekit.quantize.calibrate import Progress, histograms
 from edgekit.quantize.data import CalibrationData
@@ -58,8 +60,8 @@ def best_int8(
         if best is None or found.error < best[0]:
             best = (found.error, made, tried)
     assert best is not None
-    kept = [msgspec_replace(a, kept=a.step == f"{best[2]} ranges") for a in attempts]
-    settings = {"method": best[2], "form": "cpu", "float_layers": []}
+    kept = [msgspec.structs.replace(a, kept=a.step == f"{best[2]} ranges") for a in attempts]
+    settings: dict[str, Any] = {"method": best[2], "form": "cpu", "float_layers": []}
     return Found(best[1], settings, kept, _warnings(seen))
 
 
@@ -84,10 +86,3 @@ def _warnings(seen: Mapping[str, Histogram]) -> list[str]:
         return []
     more = f" and {len(flat) - 1} more" if len(flat) > 1 else ""
     return [f"tensor '{flat[0]}'{more} is constant on the calibration data: is the data varied enough?"]
-
-
-def msgspec_replace(attempt: Attempt, **fields: Any) -> Attempt:
-    """`attempt` with fields changed."""
-    import msgspec
-
-    return msgspec.structs.replace(attempt, **fields)

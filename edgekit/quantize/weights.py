@@ -53,14 +53,14 @@ def channel_scales(weight: Array, axis: int, *, pair_safe: bool) -> Array:
         peak = np.maximum(peak, _pair_peak(flat))
         if rows.ndim > 2:
             peak = np.maximum(peak, _pair_peak(np.moveaxis(rows, 1, -1).reshape(len(rows), -1)))
-    return np.maximum(peak / LEVELS, _TINY).astype(np.float32)
+    return np.asarray(np.maximum(peak / LEVELS, _TINY), np.float32)
 
 
 def _pair_peak(flat: Array) -> Array:
     if flat.shape[1] % 2:
         flat = np.pad(flat, ((0, 0), (0, 1)))
     pairs = flat.reshape(len(flat), -1, 2)
-    return np.maximum(np.maximum(pairs, 0).sum(-1), np.maximum(-pairs, 0).sum(-1)).max(-1)
+    return np.asarray(np.maximum(np.maximum(pairs, 0).sum(-1), np.maximum(-pairs, 0).sum(-1)).max(-1))
 
 
 def quantized(weight: Array, scale: Array, axis: int | None) -> QuantWeight:

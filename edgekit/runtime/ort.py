@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from edgekit._lazy import require
 from edgekit.errors import BackendError, ModelError, UnsupportedOperatorError
-from edgekit.tensors import Feed, Tensors, TensorSpec, check_feed
+from edgekit.tensors import UNNAMED_DIMS, Feed, Tensors, TensorSpec, check_feed, dtype_of
 
 _TYPE_NAMES = {
     "tensor(float)": "float32",
@@ -76,6 +80,7 @@ class OrtSession:
         self._inputs = tuple(_spec(i) for i in self._session.get_inputs())
         self._outputs = tuple(_spec(o) for o in self._session.get_outputs())
         self._output_names = [o.name for o in self._outputs]
+        self._raw_bfloat16 = any(s.dtype == "bfloat16" for s in (*self._inputs, *self._outputs))
         self._variant = variant
         place = "CPU" if self._session.get_providers()[0] == "CPUExecutionProvider" else "CUDA"
         self._device = f"ONNX Runtime {ort.__version__}, {place}, {self._threads} threads"
@@ -107,10 +112,32 @@ class OrtSession:
             raise BackendError("This session is closed. Open a new one.")
         checked = check_feed(feed, self._inputs)
         try:
+            if self._raw_bfloat16:
+                return self._run_bfloat16(checked)
             values = self._session.run(self._output_names, checked)
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed while running '{self._variant}': {_first_line(error)}") from error
         return dict(zip(self._output_names, values))
+
+    def _run_bfloat16(self, feed: Tensors) -> Tensors:
+        """Run with bfloat16 as raw bits, which ONNX Runtime takes and gives as its own values only, not as arrays."""
+        ort = require("onnxruntime", why="run ONNX models")
+        bfloat16 = dtype_of("bfloat16").onnx
+        values = {
+            s.name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(feed[s.name], bfloat16)
+            if s.dtype == "bfloat16"
+            else ort.OrtValue.ortvalue_from_numpy(feed[s.name])
+            for s in self._inputs
+        }
+        out: Tensors = {}
+        for spec, value in zip(self._outputs, self._session.run_with_ort_values(self._output_names, values)):
+            if spec.dtype != "bfloat16":
+                out[spec.name] = value.numpy()
+                continue
+            shape = tuple(value.shape())
+            raw = ctypes.string_at(value.data_ptr(), 2 * math.prod(shape))
+            out[spec.name] = np.frombuffer(bytearray(raw), np.uint16).reshape(shape)
+        return out
 
     def close(self) -> None:
         """Release the model."""
@@ -129,7 +156,7 @@ def _spec(value: Any) -> TensorSpec:
     kind = value.type
     name = _TYPE_NAMES.get(kind) or kind.removeprefix("tensor(").removesuffix(")")
     unnamed = (f"{value.name}_{i}" for i in range(len(value.shape)))
-    shape = tuple(d if isinstance(d, (int, str)) and d != "" else free for d, free in zip(value.shape, unnamed))
+    shape = tuple(free if d is None or d in UNNAMED_DIMS else d for d, free in zip(value.shape, unnamed))
     return TensorSpec(value.name, name, shape)
 
 

@@ -7,13 +7,13 @@ or one raw tensor alone. No sockets, no sessions, no state.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from edgekit.errors import InputError
-from edgekit.serve.messages import Fault, InferRequest, InferResponse, WantedOutput
+from edgekit.serve.messages import InferRequest, InferResponse, RequestError, WantedOutput
 from edgekit.serve.wire import (
     array_from_json,
     array_from_raw,
@@ -87,25 +87,27 @@ def header_length_of(text: bytes) -> int:
     return int(text)
 
 
-def decode_request(body: bytes, header_length: int | None, inputs: Sequence[TensorSpec]) -> InferRequest:
+def decode_request(body: bytes, header_length: int | None, inputs: Mapping[str, TensorSpec]) -> InferRequest:
     """The request in `body`.
 
     `header_length` is the length of the JSON part in bytes: None for all of it, 0 for a body that is one raw tensor
-    for a model with one input. `inputs` are the model's.
+    for a model with one input. `inputs` are the model's, by name.
 
     Raises:
         InputError: the body does not keep the protocol.
-        Fault: its JSON part is too long (413).
+        RequestError: its JSON part is too long (413).
     """
     if header_length == 0:
-        return _decode_raw(body, inputs)
+        return _decode_raw(body, tuple(inputs.values()))
     whole = memoryview(body)
     if header_length is None:
         header_length = len(body)
     elif header_length > len(body):
         raise InputError(f"The body has {len(body)} bytes, Inference-Header-Content-Length says {header_length}.")
     if header_length > MAX_JSON_BYTES:
-        raise Fault(413, f"The JSON part has {header_length} bytes, at most {MAX_JSON_BYTES} are read. Send binary data.")
+        raise RequestError(
+            413, f"The JSON part has {header_length} bytes, at most {MAX_JSON_BYTES} are read. Send binary data."
+        )
     try:
         head = _decode(whole[:header_length])
     except RecursionError:
@@ -118,10 +120,16 @@ def decode_request(body: bytes, header_length: int | None, inputs: Sequence[Tens
         if item.name in feed:
             raise InputError(f"Input '{item.name}' is given twice.")
         dtype = dtype_from_oip(item.datatype)
+        spec = inputs.get(item.name)
+        if spec is not None and spec.dtype != dtype.name:
+            wanted = dtype_of(spec.dtype).oip
+            raise InputError(f"Input '{item.name}': got {dtype.oip}, this model accepts {wanted}. Convert it first.")
         shape = checked_shape(item.name, item.shape)
         given = item.parameters
         if given is not None and given.shared_memory_region is not None:
-            raise InputError(f"Input '{item.name}' is in shared memory, which this server does not offer. Send its data.")
+            raise InputError(
+                f"Input '{item.name}' is in shared memory, which this server does not offer. Send its data."
+            )
         size = None if given is None else given.binary_data_size
         if size is None:
             if item.data is _NO_DATA:
@@ -131,7 +139,9 @@ def decode_request(body: bytes, header_length: int | None, inputs: Sequence[Tens
         if item.data is not _NO_DATA:
             raise InputError(f"Input '{item.name}' has both data and binary_data_size; expected one of them.")
         if not 0 <= size <= len(body) - at:
-            raise InputError(f"Input '{item.name}': binary_data_size is {size}, the body has {len(body) - at} bytes left.")
+            raise InputError(
+                f"Input '{item.name}': binary_data_size is {size}, the body has {len(body) - at} bytes left."
+            )
         feed[item.name] = array_from_raw(item.name, dtype, shape, whole[at : at + size])
         at += size
     if at != len(body):

@@ -9,7 +9,7 @@ from edgekit.errors import EdgekitError
 from edgekit.tensors import Array, Tensors
 
 
-class Fault(EdgekitError):
+class RequestError(EdgekitError):
     """A request that is answered with an error.
 
     `status` is the HTTP status (another door maps it to its own codes); `retry_after_s` is set when the same

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from edgekit.errors import UsageError
@@ -10,11 +11,11 @@ from edgekit.manifest import Variant
 from edgekit.package import MANIFEST, Package
 from edgekit.runtime.select import choose, open_session
 from edgekit.runtime.session import Session
-from edgekit.serve.messages import Fault
+from edgekit.serve.messages import RequestError
 from edgekit.serve.selftest import self_test
 from edgekit.serve.stats import Stats
 from edgekit.serve.worker import INLINE_S, QUEUE_LIMIT, Cost, Worker, measure
-from edgekit.tensors import Array, Feed, take_samples
+from edgekit.tensors import Array, Feed, dtype_of, take_samples
 
 SMALL_MODEL_BYTES = 1_000_000
 """A model file below this is tried on one thread first: if a run is short, more threads only slow it down."""
@@ -50,8 +51,9 @@ class Model:
         self.defaults = dict(defaults or {})
         self.states = dict(states or {})
         self.inputs, self.outputs = session.inputs, session.outputs
-        self.output_names = frozenset(s.name for s in self.outputs)
-        self.datatypes = {s.name: s for s in self.outputs}
+        self.input_specs = {s.name: s for s in self.inputs}
+        self.output_specs = {s.name: s for s in self.outputs}
+        self.datatypes = {s.name: dtype_of(s.dtype).oip for s in self.outputs}
         self.stats = Stats()
         if cost is None and sample is not None:
             cost = measure(session, sample)
@@ -76,6 +78,8 @@ def model_from_package(package: Package, *, variant: str | None = None, threads:
     """
     choice = choose(package, variant)
     samples = package.samples() if package.manifest.samples is not None else None
+    if samples is not None:
+        samples = replace(samples, inputs={**package.defaults(), **samples.inputs})
     session, cost = _open(package, choice.variant, threads, samples.inputs if samples else None)
     reason = choice.reason
     try:
@@ -99,9 +103,7 @@ def model_from_package(package: Package, *, variant: str | None = None, threads:
     )
 
 
-def _open(
-    package: Package, variant: Variant, threads: int | None, inputs: Feed | None
-) -> tuple[Session, Cost | None]:
+def _open(package: Package, variant: Variant, threads: int | None, inputs: Feed | None) -> tuple[Session, Cost | None]:
     """The session, and what a run of one of its samples costs."""
     if inputs is None:
         return open_session(package, variant=variant.id, threads=threads), None
@@ -189,13 +191,13 @@ class Repository:
         return tuple(self._models.values())
 
     def find(self, name: str, version: str = "") -> Model:
-        """The model called `name`, in `version` if one is named. Raises Fault 404, saying what there is."""
+        """The model called `name`, in `version` if one is named. Raises RequestError 404, saying what there is."""
         model = self._models.get(name)
         if model is None:
             known = ", ".join(self._models) or "none"
-            raise Fault(404, f"Model '{name}' is not served here; this server has {known}.")
+            raise RequestError(404, f"Model '{name}' is not served here; this server has {known}.")
         if version and version != model.version:
-            raise Fault(404, f"Model '{name}' has no version '{version}' here; it has '{model.version}'.")
+            raise RequestError(404, f"Model '{name}' has no version '{version}' here; it has '{model.version}'.")
         return model
 
     def close(self) -> None:

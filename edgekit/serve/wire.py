@@ -74,12 +74,15 @@ def _shaped(name: str, values: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _strings_from_raw(name: str, shape: tuple[int, ...], raw: memoryview) -> Array:
-    count, at, out = math.prod(shape), 0, []
+    count, at = math.prod(shape), 0
+    out: list[str] = []
     while at < len(raw):
         start = at + 4
         at = start + _LENGTH.unpack_from(raw, at)[0] if start <= len(raw) else len(raw) + 1
         if at > len(raw):
-            raise InputError(f"Input '{name}': element {len(out)} of BYTES is cut; each is 4 bytes of length, then text.")
+            raise InputError(
+                f"Input '{name}': element {len(out)} of BYTES is cut; each is 4 bytes of length, then text."
+            )
         out.append(text_from_bytes(name, raw[start:at]))
     if len(out) != count:
         raise InputError(f"Input '{name}': got {len(out)} BYTES elements, shape {shape_text(shape)} has {count}.")

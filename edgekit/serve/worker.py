@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from edgekit.runtime.session import Session
-from edgekit.serve.messages import Fault
+from edgekit.serve.messages import RequestError
 from edgekit.tensors import Feed, Tensors
 
 INLINE_S = 300e-6
@@ -85,13 +85,15 @@ class Worker:
         """Run `feed` and call `done` with the outcome: before returning, or later through `post`.
 
         Raises:
-            Fault: too many requests wait already (503).
+            RequestError: too many requests wait already (503).
         """
         if self.inline and self._cost is not None and self._cost.of(feed) <= INLINE_S:
             done(self._run(feed, time.perf_counter_ns()))
             return
         if self._jobs.qsize() >= self._limit:
-            raise Fault(503, f"The model has {self._limit} requests waiting. Send this one again later.", retry_after_s=1)
+            raise RequestError(
+                503, f"The model has {self._limit} requests waiting. Send this one again later.", retry_after_s=1
+            )
         if self._thread is None:
             with self._lock:
                 self._thread = threading.Thread(target=self._loop, name="edgekit-worker", daemon=True)

@@ -76,7 +76,7 @@ def test_an_existing_output_needs_force(tiny: Package, edgekit: Run, tmp_path: P
 def test_inputs_that_do_not_fit_are_one_sentence(tiny: Package, digits: Package, edgekit: Run, tmp_path: Path) -> None:
     np.save(tmp_path / "wide.npy", np.ones((1, 5), np.float32))
     np.save(tmp_path / "double.npy", np.ones((1, 4)))
-    np.savez(tmp_path / "other.npz", y=np.ones((1, 4), np.float32))
+    np.savez(tmp_path / "other.npz", y=np.ones((1, 4), np.float32), z=np.ones(1))
     np.save(tmp_path / "objects.npy", np.array([object()]), allow_pickle=True)
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 no")
     (tmp_path / "notes.txt").write_text("x")
@@ -89,7 +89,7 @@ def test_inputs_that_do_not_fit_are_one_sentence(tiny: Package, digits: Package,
         "broken.npz": "cannot be read as a numpy file",
         "notes.txt": "not an input file",
         "none.npy": "does not exist",
-        "x.png": "declares no preprocessing",
+        "x.png": "declared for no input",
     }
     for name, words in cases.items():
         done = edgekit("run", tiny.path, tmp_path / name)

@@ -1,0 +1,199 @@
+"""The benchmark itself: open the variants, let them take turns, put the figures together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from pathlib import Path
+
+from edgekit import __version__
+from edgekit.bench.inputs import Inputs, bench_inputs
+from edgekit.bench.joules import joules_of, sensors_for
+from edgekit.bench.measure import Contender, WarmUp, interleaved, warm_up
+from edgekit.bench.report import BatchPoint, BenchReport, Joules, Machine, VariantBench
+from edgekit.bench.stats import latency_of, speedup_of
+from edgekit.errors import BackendError, UsageError
+from edgekit.manifest import Variant
+from edgekit.package import Package
+from edgekit.runtime.ort import physical_cores
+from edgekit.runtime.select import open_session, runnable
+from edgekit.telemetry import Found, find_sensors
+from edgekit.telemetry.machine import cpu, system
+
+SWEEP = (1, 2, 4, 8, 16, 32, 64)
+FEW_CALLS = 100
+_SWEEP_ROUNDS = 2
+
+
+def bench(
+    package: Package,
+    *,
+    variants: Sequence[str] | None = None,
+    batch: int = 1,
+    threads: int | None = None,
+    seconds: float = 3.0,
+    sweep: Sequence[int] = SWEEP,
+    sizes: Mapping[str, int] | None = None,
+    sensors: Found | None = None,
+    say: Callable[[str], None] = lambda _text: None,
+) -> BenchReport:
+    """Measure latency at `batch`, throughput over `sweep`, and energy, of every variant that this machine can run.
+
+    `seconds` is spent on each variant for latency and about as much for throughput. `threads` None means one a
+    physical core. `sensors` None means those of this machine. `say` hears what is being done. The package is only read.
+
+    Raises:
+        UsageError: an unknown variant, nothing to run, or numbers that make no sense.
+        IntegrityError: a file of the package changed.
+        BackendError: a variant cannot run its inputs.
+    """
+    _check_numbers(batch=batch, threads=threads, seconds=seconds, sweep=sweep)
+    inputs = bench_inputs(package, sizes)
+    if not inputs.dynamic and batch != 1:
+        raise UsageError(f"'{package.path.name}' has a fixed batch; it cannot be measured at batch {batch}.")
+    chosen, skipped = _selected(package, variants)
+    used_threads = threads or physical_cores()
+    with ExitStack() as stack:
+        contenders = []
+        for variant in chosen:
+            session = stack.enter_context(open_session(package, variant=variant.id, threads=used_threads))
+            contenders.append(Contender(variant.id, session, inputs.feeds(batch)))
+        say(f"warm-up: {', '.join(v.id for v in chosen)}")
+        warm = [warm_up(c, limit_s=max(0.2, seconds / 2)) for c in contenders]
+        say(f"latency at batch {batch}, variants in turns")
+        rounds = interleaved(contenders, seconds=seconds)
+        swept, notes = _sweep(contenders, inputs, sweep if inputs.dynamic else (1,), seconds=seconds, say=say)
+        found = find_sensors() if sensors is None else sensors
+        energy = [_energy(c, found, seconds=seconds, say=say) for c in contenders]
+    reference = next((i for i, v in enumerate(chosen) if v.id == package.reference.id), 0)
+    results = tuple(
+        VariantBench(
+            id=variant.id,
+            precision=variant.precision,
+            bytes=variant.bytes,
+            device=contenders[i].session.device,
+            latency=latency_of([x for part in rounds[i] for x in part]),
+            speedup=speedup_of(rounds[reference], rounds[i]),
+            warmup_calls=warm[i].calls,
+            steady=warm[i].steady,
+            throughput=max(swept[i], key=lambda p: p.samples_per_s),
+            sweep=tuple(swept[i]),
+            energy=energy[i][0],
+            energy_reason=energy[i][1] or None,
+        )
+        for i, variant in enumerate(chosen)
+    )
+    processor = cpu()
+    return BenchReport(
+        edgekit=__version__,
+        package=package.path.name,
+        package_digest=package.manifest.digest,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        machine=Machine(
+            cpu=processor.model,
+            architecture=processor.architecture,
+            cores=int(processor.usable) or 1,
+            system=system(Path("/")),
+        ),
+        batch=batch,
+        threads=used_threads,
+        inputs=inputs.source,
+        real_inputs=inputs.real,
+        reference=chosen[reference].id,
+        variants=results,
+        skipped=skipped,
+        notes=(*_notes(results, inputs, warm), *notes),
+    )
+
+
+def _check_numbers(*, batch: int, threads: int | None, seconds: float, sweep: Sequence[int]) -> None:
+    if batch < 1 or any(b < 1 for b in sweep) or not sweep:
+        raise UsageError("Batch sizes must be 1 or more.")
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads must be 1 or more, got {threads}.")
+    if not 0 < seconds < 1e5:
+        raise UsageError(f"--seconds must be positive, got {seconds:g}.")
+
+
+def _selected(package: Package, wanted: Sequence[str] | None) -> tuple[list[Variant], dict[str, str]]:
+    """The variants to measure, each once, and why others are left out."""
+    if wanted:
+        return [package.variant(v) for v in dict.fromkeys(wanted)], {}
+    able = list(runnable(package))
+    if not able:
+        raise UsageError(f"'{package.path.name}' has no variant that this machine can run. Export an ONNX variant.")
+    skipped = {}
+    for v in package.manifest.variants:
+        if v.precision == "int8-trt":
+            skipped[v.id] = "TensorRT's form of INT8, several times slower than FP32 here; --variant measures it"
+        elif v not in able:
+            skipped[v.id] = f"a {v.format} engine for {v.target}, which this machine cannot run"
+    return able, skipped
+
+
+def _sweep(
+    contenders: Sequence[Contender],
+    inputs: Inputs,
+    sizes: Sequence[int],
+    *,
+    seconds: float,
+    say: Callable[[str], None],
+) -> tuple[list[list[BatchPoint]], list[str]]:
+    """Throughput of each contender at each batch size, and what kept one from being measured."""
+    points: list[list[BatchPoint]] = [[] for _ in contenders]
+    notes: list[str] = []
+    slice_s = seconds / len(sizes) / _SWEEP_ROUNDS
+    running = list(range(len(contenders)))
+    for size in sorted(set(sizes)):
+        if not running:
+            break
+        say(f"throughput at batch {size}")
+        feeds = inputs.feeds(size)
+        taken: dict[int, list[float]] = {i: [] for i in running}
+        for number in range(_SWEEP_ROUNDS):
+            for i in running if number % 2 == 0 else reversed(running):
+                contender = Contender(contenders[i].variant, contenders[i].session, feeds)
+                try:
+                    contender.call()
+                    taken[i] += contender.slice(slice_s)
+                except BackendError as error:
+                    if not points[i]:
+                        raise
+                    taken.pop(i)
+                    notes.append(f"{contender.variant}: batch {size} failed ({error})")
+        for i, values in taken.items():
+            rate = (size if inputs.dynamic else 1) * len(values) / sum(values)
+            points[i].append(
+                BatchPoint(batch=size, samples_per_s=rate, p50_s=latency_of(values).p50_s, calls=len(values))
+            )
+        running = [i for i in taken if 2 * points[i][-1].p50_s <= max(1.0, seconds)]
+    left = {contenders[i].variant: p[-1].batch for i, p in enumerate(points) if p[-1].batch < max(sizes)}
+    notes += [f"{v}: batches above {b} were left out, one call takes too long" for v, b in left.items()]
+    return points, notes
+
+
+def _energy(
+    contender: Contender, sensors: Found, *, seconds: float, say: Callable[[str], None]
+) -> tuple[tuple[Joules, ...], str]:
+    fitting, reason = sensors_for(contender.session.device, sensors)
+    if not fitting:
+        return (), reason
+    say(f"energy of {contender.variant}")
+    return joules_of(contender, fitting, seconds=seconds)
+
+
+def _notes(results: Sequence[VariantBench], inputs: Inputs, warm: Sequence[WarmUp]) -> list[str]:
+    notes = []
+    if not inputs.real:
+        notes.append("the inputs are random: data-dependent speed (early exits, sparsity) is not what real data shows")
+    for result, heat in zip(results, warm):
+        if not heat.steady:
+            notes.append(
+                f"{result.id}: no steady state after {heat.calls} warm-up calls ({heat.duration_s:.1f} s); "
+                "the machine is busy, or changes its clocks"
+            )
+    few = [f"{r.id} ({r.latency.calls})" for r in results if r.latency.calls < FEW_CALLS]
+    if few:
+        notes.append(f"fewer than {FEW_CALLS} calls: {', '.join(few)}; p99 is close to the maximum, raise --seconds")
+    return notes

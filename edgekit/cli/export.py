@@ -1,0 +1,129 @@
+"""Make a package from a PyTorch model or an ONNX file, and check it against the original.
+
+SOURCE is one of
+  models/net.py            a recipe: its SPEC says how the model is built and what goes in
+  models/net.py:NAME       another name in that file: a ModelSpec, a torch.nn.Module, or a function that returns one
+  package.module:factory   the same, from an installed module
+  model.pt2                a program saved by torch.export.save
+  model.onnx               an ONNX file of opset 7 or newer
+
+A recipe and a module are Python and are executed. The same samples run through the original and the exported model at
+batch 1, 3 and 8; if they differ by more than --tolerance, nothing is written and the exit code is 1.
+
+examples:
+  edgekit export models/digits_cnn.py -o digits.edge
+  edgekit export torchvision.models:resnet18 -o resnet18.edge --input image:float32:batch,3,224,224 --samples photos.npz
+  edgekit export squeezenet.onnx -o squeezenet.edge --labels imagenet.txt --dynamic-batch
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.cli.output import bytes_text, note, print_json, print_table, print_text
+from edgekit.errors import UsageError
+from edgekit.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from edgekit.package import Package
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `edgekit export`."""
+    parser.add_argument("source", metavar="SOURCE", help="recipe.py, path.py:NAME, module:factory, .pt2 or .onnx")
+    parser.add_argument("-o", "--output", metavar="X.edge", help="package to make (default: the model's name, here)")
+    parser.add_argument("--force", action="store_true", help="replace the package that is there")
+    parser.add_argument("--name", help="name of the model (default: the recipe's, or the file's)")
+    parser.add_argument("--task", help='what the first output means: "classification" turns on labels and agreement')
+    parser.add_argument("--opset", type=int, metavar="N", help="ONNX operator set (default: 18, or a newer file's own)")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME:DTYPE:DIMS",
+        help="an input of a bare module, e.g. image:float32:batch,3,224,224 (again for each; a named dimension is free)",
+    )
+    parser.add_argument(
+        "--samples", type=Path, metavar="FILE.npz|DIR", help="real inputs: arrays by input name, or a folder of files"
+    )
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line")
+    parser.add_argument(
+        "--preprocess", type=Path, metavar="FILE.json", help="how files become inputs, as in a manifest's preprocess"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="REL",
+        help="largest difference accepted, relative to the largest output (default: 1e-4 for float32)",
+    )
+    parser.add_argument("--static", action="store_true", help="fix every named dimension; the batch becomes 1")
+    parser.add_argument(
+        "--dynamic-batch", action="store_true", help="make the batch of an .onnx file, fixed at 1, free"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, then print what was made. Raises what `edgekit.export.build.export` raises."""
+    if args.tolerance is not None and not args.tolerance >= 0:
+        raise UsageError(f"--tolerance {args.tolerance} is not usable; expected a positive number such as 1e-4.")
+    inputs = [parse_input(text) for text in args.input]
+    from edgekit.export.build import export
+    from edgekit.export.declared import Declared
+
+    with contextlib.redirect_stdout(sys.stderr):  # what a recipe prints must not spoil the result
+        package = export(
+            args.source,
+            output=args.output,
+            force=args.force,
+            declared=Declared(name=args.name, task=args.task, labels=args.labels, preprocess=args.preprocess),
+            inputs=inputs,
+            samples=args.samples,
+            opset=args.opset,
+            tolerance=args.tolerance,
+            static=args.static,
+            dynamic_batch=args.dynamic_batch,
+            note=note,
+        )
+    if args.json:
+        print_json({"package": str(package.path), "manifest": package.manifest})
+    else:
+        _show(package)
+    return 0
+
+
+def parse_input(text: str) -> TensorSpec:
+    """An `--input`: NAME:DTYPE:DIMS, dimensions a size or a name. Raises UsageError."""
+    parts = text.rsplit(":", 2)
+    dims = [d.strip() for d in parts[-1].split(",")] if len(parts) == 3 and parts[-1] else []
+    if len(parts) != 3 or not parts[0] or not all(dims):
+        raise UsageError(
+            f"--input '{text}' is not usable; expected NAME:DTYPE:DIMS, e.g. image:float32:batch,3,224,224."
+        )
+    for dim in dims:
+        if not (dim.isdigit() and int(dim) > 0) and not dim.isidentifier():
+            raise UsageError(f"--input '{text}' has dimension '{dim}'; expected a size or a name.")
+    return TensorSpec(parts[0], parts[1], tuple(int(d) if d.isdigit() else d for d in dims))
+
+
+def _show(package: Package) -> None:
+    manifest = package.manifest
+    variant = package.reference
+    came = manifest.provenance
+    print_table(
+        ("batch>", "max abs error>", "max rel error>"),
+        [(p.batch, f"{p.max_abs:.2e}", f"{p.max_rel:.2e}") for p in came.parity],
+        title=f"parity with {came.framework.split()[0] if came.framework.startswith('onnx') else 'PyTorch'} original",
+    )
+    accuracy = variant.accuracy
+    if accuracy is not None:
+        for name, value in accuracy.metrics.items():
+            print_text(f"{name} {value:.4g} on {accuracy.metric_samples} samples")
+    for text in came.notes:
+        print_text(f"note: {text}")
+    ends = ", ".join(str(s) for s in manifest.input_specs), ", ".join(str(s) for s in manifest.output_specs)
+    print_text(f"{ends[0]} -> {ends[1]}")
+    print_text(f"{package.path.name}: {variant.id}, opset {came.opset}, {bytes_text(variant.bytes)}")

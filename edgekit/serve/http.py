@@ -1,0 +1,395 @@
+"""The HTTP/1.1 door: bytes of many connections to requests and back, within limits.
+
+Parsing is httptools' (llhttp, strict); what it lets through and a server should not is refused here. Requests that a
+client pipelines are answered in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from typing import cast
+
+from edgekit._lazy import require
+from edgekit.serve.messages import RequestError
+from edgekit.serve.routes import Handler, HttpRequest, HttpResponse, error_response
+
+LOGGER = logging.getLogger(__name__)
+
+_STATUS_LINES = {
+    status: f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()
+    for status in (200, 400, 404, 405, 408, 413, 414, 415, 417, 431, 500, 503)
+}
+_SINGLE = frozenset(
+    (
+        b"content-encoding",
+        b"content-length",
+        b"expect",
+        b"host",
+        b"inference-header-content-length",
+        b"transfer-encoding",
+    )
+)
+_USED = _SINGLE | {b"accept-encoding"}
+
+_IDLE, _HEAD, _BODY = range(3)
+_JOIN_BYTES = 64 << 10  # below this, one copy is quicker than a list of buffers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one client may cost.
+
+    Attributes:
+        body_bytes: longest body, also after decoding it.
+        buffered_bytes: bodies of all connections that are not complete yet, together.
+        target_bytes, head_bytes, headers: longest request target, longest head, most header lines.
+        connections: connections at one time; more are answered 503.
+        pipelined: requests that one connection may have waiting; it is not read from beyond that.
+        head_s: time for a whole head, from its first byte.
+        body_s, body_rate: time for a body, plus a second for each `body_rate` bytes that came.
+        idle_s: time between requests.
+        write_s: time that a client may leave its answer unread.
+        linger_s: time to read and discard what a refused client still sends, so that it sees the refusal.
+    """
+
+    body_bytes: int = 128 << 20
+    buffered_bytes: int = 512 << 20
+    target_bytes: int = 8 << 10
+    head_bytes: int = 32 << 10
+    headers: int = 100
+    connections: int = 1024
+    pipelined: int = 16
+    head_s: float = 10.0
+    body_s: float = 20.0
+    body_rate: float = 4096.0
+    idle_s: float = 75.0
+    write_s: float = 30.0
+    linger_s: float = 3.0
+
+
+class Door:
+    """What the connections of one server share. `handle` answers a request."""
+
+    def __init__(self, handle: Handler, *, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
+        parser = require("httptools", why="serve over HTTP")
+        self.handle = handle
+        self.limits = limits
+        self.loop = loop
+        self.new_parser = parser.HttpRequestParser
+        self.parser_error, self.upgrade = parser.HttpParserError, parser.HttpParserUpgrade
+        self.connections: set[Connection] = set()
+        self.buffered = 0
+        self.draining = False
+
+    def __call__(self) -> Connection:
+        """A protocol for one more connection."""
+        return Connection(self)
+
+    def sweep(self) -> None:
+        """Let go of clients that take too long; to be called about once a second."""
+        now = self.loop.time()
+        for connection in list(self.connections):
+            connection.check_time(now)
+
+    def drain(self) -> None:
+        """Answer what was asked, and then close every connection."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.drain()
+
+    def abort(self) -> None:
+        """Close every connection now."""
+        for connection in list(self.connections):
+            connection.abort()
+
+
+class Connection(asyncio.Protocol):
+    """One client: parses what it sends, hands requests on one after the other, writes the answers."""
+
+    def __init__(self, door: Door) -> None:
+        self._door, self._limits = door, door.limits
+        self._transport: asyncio.Transport | None = None
+        self._parser = door.new_parser(self)
+        self._state, self._since = _IDLE, door.loop.time()
+        self._head_bytes = self._header_count = self._body_bytes = 0
+        self._begun = False
+        self._target = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._chunks: list[bytes] = []
+        self._ready: deque[HttpRequest] = deque()
+        self._answering: HttpRequest | None = None
+        self._refusal: HttpResponse | None = None
+        self._continue = self._pumping = self._eof = False
+        self._lingering = self._write_paused = self._read_paused = False
+
+    # what the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client came."""
+        self._transport = cast(asyncio.Transport, transport)
+        full = len(self._door.connections) >= self._limits.connections
+        self._door.connections.add(self)
+        if full:
+            fault = RequestError(503, "The server has as many connections as it takes. Try again.", retry_after_s=1)
+            self._write(error_response(fault), close=True)
+            self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came: parse them and answer what is complete."""
+        if self._refusal is not None or self._lingering:
+            return
+        self._begun = False
+        rest: bytes | memoryview = data
+        while rest:
+            rest = self._feed(rest)
+        if self._state == _HEAD and self._refusal is None:
+            self._head_bytes += 0 if self._begun else len(data)
+            if self._head_bytes > self._limits.head_bytes:
+                self._refuse(RequestError(431, f"The request's head is longer than {self._limits.head_bytes} bytes."))
+        self._pump()
+
+    def _feed(self, data: bytes | memoryview) -> bytes | memoryview:
+        """Parse `data`; what is returned is still to be parsed."""
+        try:
+            self._parser.feed_data(data)
+        except self._door.upgrade as stop:  # an offer of another protocol, which HTTP/1.1 lets us pass over
+            self._parser = self._door.new_parser(self)
+            return memoryview(data)[stop.args[0] :]
+        except self._door.parser_error as error:
+            closing = self._ready and not self._ready[-1].keep_alive  # what follows the last request is not read
+            if self._refusal is None and not closing:
+                self._refuse(RequestError(400, f"The request is not valid HTTP: {error}."))
+        return b""
+
+    def eof_received(self) -> bool:
+        """The client has sent all it will; it still gets its answers."""
+        self._eof = True
+        return bool(self._ready or self._answering is not None) and not self._lingering
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone, and with it what it asked."""
+        self._door.connections.discard(self)
+        self._transport = self._answering = None
+        self._ready.clear()
+        self._drop_body()
+
+    def pause_writing(self) -> None:
+        """The client does not read its answers: no more are made."""
+        self._write_paused, self._since = True, self._door.loop.time()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._write_paused, self._since = False, self._door.loop.time()
+        self._pump()
+
+    # what the parser calls; raising _Stop ends parsing, the refusal says why
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        self._state, self._since = _HEAD, self._door.loop.time()
+        self._begun = True
+        self._head_bytes = self._header_count = 0
+        self._target, self._headers = b"", {}
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request target."""
+        self._target += url
+        if len(self._target) > self._limits.target_bytes:
+            self._stop(414, f"The request target is longer than {self._limits.target_bytes} bytes.")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header line, or a trailer after a chunked body, which is counted and not used."""
+        self._header_count += 1
+        self._head_bytes += len(name) + len(value)
+        limits = self._limits
+        if self._header_count > limits.headers or self._head_bytes > limits.head_bytes:
+            self._stop(431, f"More than {limits.headers} header lines or {limits.head_bytes} bytes of them.")
+        if self._state != _HEAD:
+            return
+        key = name.lower()
+        if key in _USED:
+            if key in self._headers:
+                if key in _SINGLE:
+                    self._stop(400, f"Header {name.decode('latin-1')} is given twice.")
+                value = self._headers[key] + b"," + value
+            self._headers[key] = value
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: refuse what should not be read on."""
+        headers = self._headers
+        version = self._parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            self._stop(400, f"HTTP version {version} is not spoken here; expected 1.1 or 1.0.")
+        if version == "1.1" and b"host" not in headers:
+            self._stop(400, "Header Host is missing, which HTTP/1.1 needs.")
+        coding = headers.get(b"transfer-encoding")
+        if coding is not None and (version == "1.0" or coding.strip().lower() != b"chunked"):
+            self._stop(400, "Transfer-Encoding must be chunked, and that in HTTP/1.1.")
+        length = headers.get(b"content-length", b"0")
+        if coding is not None and b"content-length" in headers:
+            self._stop(400, "Content-Length and Transfer-Encoding are given together.")
+        if not length.isdigit():
+            self._stop(400, "Content-Length is not a number of bytes.")
+        if int(length) > self._limits.body_bytes:  # the parser has refused what is beyond 64 bits
+            self._stop(413, f"The body has {int(length)} bytes, this server reads at most {self._limits.body_bytes}.")
+        expect = headers.get(b"expect")
+        if expect is not None:
+            if expect.lower() != b"100-continue":
+                self._stop(417, "Header Expect may only be 100-continue.")
+            self._continue = version == "1.1"
+        self._state = _BODY
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._chunks.append(body)
+        self._body_bytes += len(body)
+        self._door.buffered += len(body)
+        if self._body_bytes > self._limits.body_bytes:
+            self._stop(413, f"The body is longer than {self._limits.body_bytes} bytes, the most this server reads.")
+        if self._door.buffered > self._limits.buffered_bytes:
+            self._refuse(RequestError(503, "The server holds as many unfinished requests as it can.", retry_after_s=1))
+            raise _Stop
+
+    def on_message_complete(self) -> None:
+        """A whole request."""
+        chunks = self._chunks
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        parser = self._parser
+        self._ready.append(
+            HttpRequest(
+                parser.get_method(),
+                self._target,
+                self._headers,
+                body,
+                parser.should_keep_alive(),
+                parser.get_http_version() == "1.0",
+                time.perf_counter_ns(),
+            )
+        )
+        self._drop_body()
+        self._state, self._continue = _IDLE, False
+
+    # answering
+
+    def _pump(self) -> None:
+        """Hand on what waits, as far as answers come at once."""
+        if self._pumping or self._transport is None:
+            return
+        self._pumping = True
+        try:
+            while self._ready and self._answering is None and not self._write_paused and not self._lingering:
+                request = self._answering = self._ready.popleft()
+                self._door.handle(request, partial(self._respond, request))
+        finally:
+            self._pumping = False
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        waiting = len(self._ready)
+        if self._answering is None and not waiting:
+            if self._refusal is not None and not self._lingering:
+                self._write(self._refusal, close=True)
+                self._linger()
+            elif self._eof:
+                transport.close()
+            elif self._continue:
+                self._continue = False
+                transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self._read_paused != (waiting >= self._limits.pipelined):
+            self._read_paused = not self._read_paused
+            (transport.pause_reading if self._read_paused else transport.resume_reading)()
+
+    def _respond(self, request: HttpRequest, response: HttpResponse) -> None:
+        if self._answering is not request:  # answered already, or the client left
+            return
+        self._answering = None
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        close = not request.keep_alive or self._door.draining
+        self._write(response, close=close, head=request.method == b"HEAD", old=request.old)
+        self._since = self._door.loop.time()
+        if close:
+            self._ready.clear()
+            transport.close()
+        else:
+            self._pump()
+
+    def _write(self, response: HttpResponse, *, close: bool, head: bool = False, old: bool = False) -> None:
+        assert self._transport is not None
+        parts = response.parts
+        size = sum(map(len, parts))
+        kind = b"Content-Type: %b\r\n" % response.content_type if parts else b""
+        connection = b"Connection: close\r\n" if close else b"Connection: keep-alive\r\n" if old else b""
+        status = _STATUS_LINES[response.status]
+        first = b"%b%b%b%bContent-Length: %d\r\n\r\n" % (status, kind, response.headers, connection, size)
+        if head:
+            self._transport.write(first)
+        elif size < _JOIN_BYTES:
+            self._transport.write(b"".join((first, *parts)))
+        else:
+            self._transport.writelines([first, *parts])
+
+    # ending
+
+    def check_time(self, now: float) -> None:
+        """Refuse or close if the client has taken longer than it may; `now` is the loop's time."""
+        limits, waited = self._limits, now - self._since
+        if self._transport is None:
+            return
+        if self._lingering:
+            if waited > limits.linger_s:
+                self.abort()
+        elif self._write_paused:
+            if waited > limits.write_s:
+                self.abort()
+        elif self._answering is not None or self._ready:
+            return
+        elif self._state == _HEAD and waited > limits.head_s:
+            self._refuse(RequestError(408, f"The request's head did not arrive within {limits.head_s:g} s."))
+            self._pump()
+        elif self._state == _BODY and waited > limits.body_s + self._body_bytes / limits.body_rate:
+            self._refuse(RequestError(408, "The request's body arrives too slowly."))
+            self._pump()
+        elif self._state == _IDLE and waited > limits.idle_s:
+            self._transport.close()
+
+    def drain(self) -> None:
+        """Close once nothing is asked any more."""
+        if self._transport is not None and self._state == _IDLE and self._answering is None and not self._ready:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _linger(self) -> None:
+        assert self._transport is not None
+        self._lingering, self._since = True, self._door.loop.time()
+        self._drop_body()
+        if self._eof or not self._transport.can_write_eof():
+            self._transport.close()
+        else:
+            self._transport.write_eof()
+
+    def _refuse(self, fault: RequestError) -> None:
+        self._refusal = error_response(fault)
+
+    def _stop(self, status: int, message: str) -> None:
+        self._refuse(RequestError(status, message))
+        raise _Stop
+
+    def _drop_body(self) -> None:
+        self._door.buffered -= self._body_bytes
+        self._chunks, self._body_bytes = [], 0
+
+
+class _Stop(Exception):  # noqa: N818 - not an error: it ends the parser's loop
+    """Raised through the parser once a refusal is decided."""

@@ -1,0 +1,273 @@
+"""HTTP's side of the protocol: which method and path asks for what, and which status answers."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from edgekit.errors import EdgekitError, InputError
+from edgekit.serve.app import App
+from edgekit.serve.codec import decode_request, encode_response, header_length_of
+from edgekit.serve.compress import MIN_BYTES, accepted, compress, decompress
+from edgekit.serve.messages import InferResponse, RequestError
+from edgekit.serve.worker import Post
+
+LOGGER = logging.getLogger(__name__)
+
+JSON, BINARY = b"application/json", b"application/octet-stream"
+
+OFFLOAD_BYTES = 32 << 10
+"""Bodies above this are compressed and decompressed on another thread, so that other requests do not wait."""
+
+_CACHED_TARGETS = 1024
+_ERROR_CHARACTERS = 600
+
+
+@dataclass(slots=True)
+class HttpRequest:
+    """One request as the door read it; header names in lower case, only those that are used."""
+
+    method: bytes
+    target: bytes
+    headers: dict[bytes, bytes]
+    body: bytes = b""
+    keep_alive: bool = True
+    old: bool = False
+    arrived_ns: int = 0
+
+
+@dataclass(slots=True)
+class HttpResponse:
+    """One answer: `parts` are the body, in order; `headers` are whole lines, each with its line end."""
+
+    status: int
+    parts: list[bytes | memoryview] = field(default_factory=list)
+    content_type: bytes = JSON
+    headers: bytes = b""
+
+
+Respond: TypeAlias = Callable[[HttpResponse], None]
+Handler: TypeAlias = Callable[[HttpRequest, Respond], None]
+
+
+def error_response(error: Exception) -> HttpResponse:
+    """What the client is told of `error`: its sentence, never a traceback."""
+    status, headers, message = 500, b"", str(error)
+    if isinstance(error, RequestError):
+        status = error.status
+        if error.retry_after_s is not None:
+            headers = b"Retry-After: %d\r\n" % error.retry_after_s
+    elif isinstance(error, InputError):
+        status = 400
+    elif isinstance(error, EdgekitError):
+        LOGGER.error("a request failed: %s", error)
+    else:
+        LOGGER.error("a request failed", exc_info=error)
+        message = f"The server failed on this request ({type(error).__name__}); its log says more."
+    if len(message) > _ERROR_CHARACTERS:  # it may quote what the client sent
+        message = message[:_ERROR_CHARACTERS] + "…"
+    return _json_response({"error": message}, status=status, headers=headers)
+
+
+def _json_response(document: Any, *, status: int = 200, headers: bytes = b"") -> HttpResponse:
+    return HttpResponse(status, [msgspec.json.encode(document)], JSON, headers)
+
+
+class Routes:
+    """Answers HTTP requests from an App. `post` calls back on the server's thread."""
+
+    def __init__(self, app: App, *, post: Post, max_body_bytes: int) -> None:
+        self._app = app
+        self._post = post
+        self._max_body_bytes = max_body_bytes
+        self._handlers: dict[tuple[bytes, bytes], Handler] = {}
+        self._pool: ThreadPoolExecutor | None = None
+
+    def handle(self, request: HttpRequest, respond: Respond) -> None:
+        """Answer `request`: `respond` is called once, now or later."""
+        key = (request.method, request.target)
+        handler = self._handlers.get(key)
+        try:
+            if handler is None:
+                handler = self._resolve(request)
+                if len(self._handlers) >= _CACHED_TARGETS:
+                    self._handlers.clear()
+                self._handlers[key] = handler
+            handler(request, respond)
+        except Exception as error:
+            respond(error_response(error))
+
+    def close(self) -> None:
+        """Let go of the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _resolve(self, request: HttpRequest) -> Handler:
+        path = _path_of(request.target)
+        methods = self._at(path)
+        if methods is None:
+            raise RequestError(404, f"Path '{path}' is not one that this server answers.")
+        method = "GET" if request.method == b"HEAD" else request.method.decode()
+        if method not in methods:
+            allowed = ", ".join([*methods, "HEAD"] if "GET" in methods else methods)
+            return _always(
+                _json_response(
+                    {"error": f"Path '{path}' does not take {method}; it takes {allowed}."},
+                    status=405,
+                    headers=b"Allow: %b\r\n" % allowed.encode(),
+                )
+            )
+        return methods[method]
+
+    def _at(self, path: str) -> dict[str, Handler] | None:
+        """The methods of `path` with their handlers, or None if there is no such path."""
+        app = self._app
+        match [_unquoted(part) for part in path.split("/")]:
+            case ["", "v2"]:
+                return {"GET": _document(app.server_metadata)}
+            case ["", "v2", "health", "live"]:
+                return {"GET": _health(lambda: True)}
+            case ["", "v2", "health", "ready"]:
+                return {"GET": _health(lambda: app.ready)}
+            case ["", "v2", "repository", "index"]:
+                return {"POST": self._index}
+            case ["", "v2", "models", "stats"]:
+                return {"GET": _document(app.statistics)}
+            case ["", "v2", "models", name, "versions", version, *rest] if name and version:
+                return self._of_model(name, version, rest)
+            case ["", "v2", "models", name, *rest] if name:
+                return self._of_model(name, "", rest)
+        return None
+
+    def _of_model(self, name: str, version: str, rest: list[str]) -> dict[str, Handler] | None:
+        app = self._app
+        match rest:
+            case []:
+                return {"GET": _document(partial(app.model_metadata, name, version))}
+            case ["ready"]:
+                return {"GET": partial(self._model_ready, name, version)}
+            case ["config"]:
+                return {"GET": _document(partial(app.model_config, name, version))}
+            case ["stats"]:
+                return {"GET": _document(partial(app.statistics, name, version))}
+            case ["infer"]:
+                return {"POST": partial(self._infer, name, version)}
+        return None
+
+    def _model_ready(self, name: str, version: str, _request: HttpRequest, respond: Respond) -> None:
+        try:
+            self._app.repository.find(name, version)
+        except RequestError as error:
+            raise RequestError(400, str(error)) from None  # 400 is what the protocol's clients expect here
+        respond(HttpResponse(200))
+
+    def _index(self, request: HttpRequest, respond: Respond) -> None:
+        ready_only = False
+        if request.body:
+            try:
+                ready_only = msgspec.json.decode(request.body, type=_IndexRequest).ready
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise InputError(f"The request is not a repository index request in JSON: {error}.") from None
+        respond(_json_response(self._app.repository_index(ready_only=ready_only)))
+
+    def _infer(self, name: str, version: str, request: HttpRequest, respond: Respond) -> None:
+        model = self._app.repository.find(name, version)
+        headers = request.headers
+        length = headers.get(b"inference-header-content-length")
+        header_length = None if length is None else header_length_of(length)
+
+        def start(body: bytes) -> None:
+            inference = decode_request(body, header_length, model.input_specs)
+            self._app.infer(model, inference, answer, self._post, request.arrived_ns or time.perf_counter_ns())
+
+        def answer(result: InferResponse | Exception) -> None:
+            try:
+                if isinstance(result, Exception):
+                    respond(error_response(result))
+                else:
+                    self._send(result, headers.get(b"accept-encoding"), respond)
+            except Exception as error:
+                respond(error_response(error))
+
+        encoding = headers.get(b"content-encoding", b"")
+        if not encoding:
+            start(request.body)
+            return
+        decode = partial(
+            decompress, request.body, encoding.decode("latin-1").strip().lower(), max_bytes=self._max_body_bytes
+        )
+        if len(request.body) < OFFLOAD_BYTES:
+            start(decode())
+        else:
+            self._offload(decode, start, respond)
+
+    def _send(self, result: InferResponse, accept: bytes | None, respond: Respond) -> None:
+        parts, header_length = encode_response(result)
+        headers = b"" if header_length is None else b"Inference-Header-Content-Length: %d\r\n" % header_length
+        content_type = JSON if header_length is None else BINARY
+        encoding = accepted(accept.decode("latin-1")) if accept else ""
+        size = sum(map(len, parts)) if encoding else 0
+        if not encoding or size < MIN_BYTES:
+            respond(HttpResponse(200, parts, content_type, headers))
+            return
+        headers += b"Content-Encoding: %b\r\nVary: Accept-Encoding\r\n" % encoding.encode()
+
+        def finish(body: bytes) -> None:
+            respond(HttpResponse(200, [body], content_type, headers))
+
+        if size < OFFLOAD_BYTES:
+            finish(compress(parts, encoding))
+        else:
+            self._offload(partial(compress, parts, encoding), finish, respond)
+
+    def _offload(self, work: Callable[[], bytes], then: Callable[[bytes], None], respond: Respond) -> None:
+        """Do `work` on another thread, and `then` go on with its result on the server's own."""
+
+        def arrive(future: Future[bytes]) -> None:
+            try:
+                then(future.result())
+            except Exception as error:
+                respond(error_response(error))
+
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edgekit-coding")
+        self._pool.submit(work).add_done_callback(partial(self._post, arrive))
+
+
+class _IndexRequest(msgspec.Struct):
+    ready: bool = False
+
+
+def _path_of(target: bytes) -> str:
+    """The path of a request target, which may be a whole URL; without query."""
+    text = target.decode("latin-1")
+    if text.startswith(("http://", "https://")):
+        text = "/" + text.partition("//")[2].partition("/")[2]
+    return text.partition("?")[0].partition("#")[0]
+
+
+def _unquoted(part: str) -> str:
+    try:
+        return unquote_to_bytes(part).decode()
+    except UnicodeDecodeError:
+        raise InputError("The path is not UTF-8.") from None
+
+
+def _always(response: HttpResponse) -> Handler:
+    return lambda _request, respond: respond(response)
+
+
+def _document(question: Callable[[], Any]) -> Handler:
+    return lambda _request, respond: respond(_json_response(question()))
+
+
+def _health(healthy: Callable[[], bool]) -> Handler:
+    return lambda _request, respond: respond(HttpResponse(200 if healthy() else 400))

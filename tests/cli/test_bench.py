@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgekit.cli.main import main
+from edgekit.package import Package
+
+
+def test_a_table_with_conditions_and_both_reports(tiny: Package, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(tiny.path), "--seconds", "0.05", "--threads", "1"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0].split()[:3] == ["variant", "p50", "ms"]
+    assert [line.split()[0] for line in lines[1:3]] == ["fp32", "int8"]
+    assert "1 thread" in out
+    assert "energy" in out
+    assert "bench.png" in err
+    document = json.loads((tiny.path / "reports" / "bench.json").read_text())
+    assert [v["id"] for v in document["variants"]] == ["fp32", "int8"]
+    assert (tiny.path / "reports" / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_json_is_one_document_on_stdout(tiny: Package, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["bench", str(tiny.path), "--json", "--quick", "--variant", "int8", "--no-plot", "--seconds", "0.05"]) == 0
+    )
+    document = json.loads(capsys.readouterr().out)
+    (variant,) = document["variants"]
+    assert variant["latency"]["p50_s"] > 0
+    assert variant["energy"] or variant["energy_reason"]
+    assert [p["batch"] for p in variant["sweep"]] == [1, 8, 32]
+    assert not (tiny.path / "reports" / "bench.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["absent.edge"], 2, "does not exist"),
+        (["{package}", "--variant", "int4"], 2, "it has fp32, int8"),
+        (["{package}", "--threads", "0"], 2, "--threads must be 1 or more"),
+        (["{package}", "--seconds", "-1"], 2, "--seconds must be positive"),
+        (["{package}", "--size", "height"], 2, "expected NAME=N"),
+        (["{package}", "--size", "height=9"], 2, "free dimensions are batch"),
+        (["{package}", "--batch", "0"], 2, "1 or more"),
+    ],
+)
+def test_misuse_is_one_sentence(
+    tiny: Package, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
+) -> None:
+    assert main(["bench", *(a.format(package=tiny.path) for a in arguments)]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_without_matplotlib_the_rest_works_and_a_note_says_what_to_install(
+    tiny: Package, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["bench", str(tiny.path), "--seconds", "0.05", "--quick"]) == 0
+    out, err = capsys.readouterr()
+    assert "fp32" in out
+    assert "pip install 'edgekit[bench]'" in err
+    assert (tiny.path / "reports" / "bench.json").exists()
+    assert not (tiny.path / "reports" / "bench.png").exists()
+
+
+def test_reports_that_cannot_be_written_do_not_lose_the_figures(
+    tiny: Package, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tiny.path / "reports").write_text("a file in the way")
+    assert main(["bench", str(tiny.path), "--seconds", "0.05", "--quick", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["variants"]
+    assert "was not written" in err
+
+
+def test_interrupting_leaves_the_package_as_it_was(tiny: Package) -> None:
+    before = sorted(os.listdir(tiny.path))
+    command = [sys.executable, "-m", "edgekit", "bench", str(tiny.path), "--seconds", "60"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("warm-up")
+    process.terminate()
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert out == ""
+    assert "interrupted" in err
+    assert sorted(os.listdir(tiny.path)) == before
+
+
+def test_help_explains(edgekit: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    done = edgekit("bench", "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "take turns" in done.stdout
