@@ -58,7 +58,7 @@ def load_model(path: Path) -> onnx.ModelProto:
             f"External data of '{path.name}' cannot be read: {str(error).splitlines()[0]}. "
             "Put its data files beside it."
         ) from error
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def save_model(model: onnx.ModelProto, path: Path, *, external_bytes: int = EXTERNAL_BYTES) -> None:
@@ -218,7 +218,7 @@ def infer_shapes(model: onnx.ModelProto, sizes: dict[str, int] | None = None) ->
         del copy.graph.value_info[:]
     try:
         if weight_bytes(copy) < EXTERNAL_BYTES:
-            return onnx.shape_inference.infer_shapes(copy, data_prop=True)  # type: ignore[no-any-return]
+            return onnx.shape_inference.infer_shapes(copy, data_prop=True)
     except Exception:  # inference is a service; the checker decides what is valid
         return copy
     return copy
@@ -243,10 +243,10 @@ def facts(model: onnx.ModelProto) -> GraphFacts:
     """Count operators, parameters and FLOPs of one sample (named dimensions taken as 1)."""
     inputs, _ = model_specs(model)
     sizes = {d: 1 for spec in inputs for d in spec.shape if isinstance(d, str)}
-    shapes = _shapes(infer_shapes(model, sizes))
+    shapes = tensor_shapes(infer_shapes(model, sizes))
     flops: int | None = 0
     for node in model.graph.node:
-        count = _node_flops(node, shapes)
+        count = node_flops(node, shapes)
         flops = None if flops is None or count is None else flops + count
     tensors = list(model.graph.initializer)
     return GraphFacts(
@@ -258,7 +258,8 @@ def facts(model: onnx.ModelProto) -> GraphFacts:
     )
 
 
-def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Tensors of the main graph whose shape is known -> shape; run `infer_shapes` with sizes first."""
     graph = model.graph
     out: dict[str, tuple[int, ...]] = {t.name: tuple(t.dims) for t in graph.initializer}
     for value in (*graph.input, *graph.output, *graph.value_info):
@@ -272,7 +273,8 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     return out
 
 
-def _node_flops(node: Any, shapes: dict[str, tuple[int, ...]]) -> int | None:
+def node_flops(node: Any, shapes: dict[str, tuple[int, ...]]) -> int | None:
+    """Operations of one node, counted as in `GraphFacts.flops`; 0 for cheap operators, None for unknown shapes."""
     kind = node.op_type
     if kind not in ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "QLinearConv"):
         return 0
@@ -297,11 +299,12 @@ def _node_flops(node: Any, shapes: dict[str, tuple[int, ...]]) -> int | None:
 
 
 def precision_of(model: onnx.ModelProto) -> str:
-    """The precision that a model computes in: "int8" where it has quantized operators, else its most frequent float.
+    """The precision that a model computes in: "int8" where it quantizes activations, else its most frequent float.
 
-    "fp32", "fp16", "bf16" or "fp64", by the number of its weights (by its inputs, for a model without).
+    Weights that are only stored in INT8 (DequantizeLinear alone) still compute in float. The float is "fp32", "fp16",
+    "bf16" or "fp64", by the number of weights (by the inputs, for a model without).
     """
-    quantized = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+    quantized = ("QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
     if any(n.op_type in quantized or n.op_type.startswith("QLinear") for n in all_nodes(model)):
         return "int8"
     names = {1: "fp32", 10: "fp16", 16: "bf16", 11: "fp64"}

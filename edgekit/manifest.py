@@ -19,7 +19,7 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pass
 
 
-class Tensor(_Record):
+class Tensor(_Record, frozen=True, kw_only=True):
     """An input or output: a dimension is a size or a name."""
 
     name: str
@@ -35,7 +35,7 @@ class Tensor(_Record):
         return TensorSpec(self.name, self.dtype, self.shape)
 
 
-class File(_Record):
+class File(_Record, frozen=True, kw_only=True):
     """A file of the package, by its path inside it."""
 
     name: str
@@ -43,7 +43,7 @@ class File(_Record):
     bytes: int
 
 
-class Accuracy(_Record):
+class Accuracy(_Record, frozen=True, kw_only=True):
     """A variant measured against the reference.
 
     `agreement` is the share of samples whose top-1 class is the reference's; `metrics` are the recipe's own, on
@@ -58,7 +58,7 @@ class Accuracy(_Record):
     metric_samples: int | None = None
 
 
-class Variant(_Record):
+class Variant(_Record, frozen=True, kw_only=True):
     """One runnable form of the model.
 
     Attributes:
@@ -86,7 +86,7 @@ class Variant(_Record):
     settings: dict[str, Any] = {}
 
 
-class Parity(_Record):
+class Parity(_Record, frozen=True, kw_only=True):
     """Largest difference between PyTorch and ONNX at one batch size. `max_rel` is relative to the largest output."""
 
     batch: int
@@ -94,7 +94,7 @@ class Parity(_Record):
     max_rel: float
 
 
-class Provenance(_Record):
+class Provenance(_Record, frozen=True, kw_only=True):
     """Where the reference came from."""
 
     tool: str
@@ -107,14 +107,14 @@ class Provenance(_Record):
     notes: tuple[str, ...] = ()
 
 
-class SampleSet(_Record):
+class SampleSet(_Record, frozen=True, kw_only=True):
     """samples.npz: how many rows and what they are: "recipe", "file", or "synthetic" (random: never calibrated on)."""
 
     count: int
     source: str
 
 
-class Manifest(_Record):
+class Manifest(_Record, frozen=True, kw_only=True):
     """The whole of manifest.json. `digest` seals the rest: see `encode`."""
 
     schema: int

@@ -28,7 +28,7 @@ import numpy as np
 
 from edgekit.errors import IntegrityError, PackageError, StorageError, UsageError
 from edgekit.manifest import File, Manifest, Variant, decode, encode
-from edgekit.tensors import Array, Tensors
+from edgekit.tensors import Array, Tensors, numpy_dtype
 
 MANIFEST = "manifest.json"
 SAMPLES = "samples.npz"
@@ -163,7 +163,7 @@ class Package:
     def defaults(self) -> Tensors:
         """Values of inputs that callers may leave out."""
         specs = {s.name: s for s in self.manifest.input_specs}
-        return {k: np.asarray(v, specs[k].dtype) for k, v in self.manifest.defaults.items()}
+        return {k: np.asarray(v, numpy_dtype(specs[k].dtype)) for k, v in self.manifest.defaults.items()}
 
     def write_report(self, name: str, data: bytes) -> Path:
         """Write `reports/NAME` atomically; reports are results, not content, so the manifest does not list them.

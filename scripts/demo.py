@@ -97,7 +97,7 @@ def print_summary() -> None:
     package = ROOT / PACKAGE
     manifest = json.loads((package / "manifest.json").read_text())
     checks = {c["variant"]: c for c in json.loads((package / "reports/verify.json").read_text())["checks"]}
-    bench = {v["variant"]: v for v in json.loads((package / "reports/bench.json").read_text())["variants"]}
+    bench = {v["id"]: v for v in json.loads((package / "reports/bench.json").read_text())["variants"]}
     rows = []
     for variant in manifest["variants"]:
         name = variant["id"]
@@ -111,8 +111,8 @@ def print_summary() -> None:
                 bytes_text(variant["bytes"]),
                 percent_text(check["metrics"]["top1"]),
                 percent_text(check["difference"]["agreement"]),
-                f"{speed['latency']['p50_ms']:.3f} ms",
-                f"{speed['speedup']['median']:.2f}x",
+                f"{1000 * speed['latency']['p50_s']:.3f} ms",
+                f"{speed['speedup']['ratio']:.2f}x" if speed["speedup"] else "1.00x",
             ]
         )
     print()

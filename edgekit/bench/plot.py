@@ -51,7 +51,7 @@ def _latencies(axes: Any, report: BenchReport) -> None:
     right = scale * min(1.2 * longest_s, 5 * max(v.latency.p50_s for v in variants))
     for place, v in enumerate(variants):
         p50, p90, p99, most = (scale * x for x in (v.latency.p50_s, v.latency.p90_s, v.latency.p99_s, v.latency.max_s))
-        end = min(p99, 0.78 * right)
+        end = min(p99, 0.74 * right)
         axes.barh(place, p50, height=0.5, color=COLORS[place % len(COLORS)], alpha=0.9, zorder=2)
         axes.plot([p50, end], [place, place], color=_INK, linewidth=1.2, zorder=3)
         if p90 <= end:

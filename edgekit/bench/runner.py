@@ -12,7 +12,7 @@ from edgekit.bench.inputs import Inputs, bench_inputs
 from edgekit.bench.joules import joules_of, sensors_for
 from edgekit.bench.measure import Contender, WarmUp, interleaved, warm_up
 from edgekit.bench.report import BatchPoint, BenchReport, Joules, Machine, VariantBench
-from edgekit.bench.stats import latency_of, speedup_of
+from edgekit.bench.stats import FEWEST, latency_of, speedup_of
 from edgekit.errors import BackendError, UsageError
 from edgekit.manifest import Variant
 from edgekit.package import Package
@@ -189,10 +189,9 @@ def _notes(results: Sequence[VariantBench], inputs: Inputs, warm: Sequence[WarmU
         notes.append("the inputs are random: data-dependent speed (early exits, sparsity) is not what real data shows")
     for result, heat in zip(results, warm):
         if not heat.steady:
-            notes.append(
-                f"{result.id}: no steady state after {heat.calls} warm-up calls ({heat.duration_s:.1f} s); "
-                "the machine is busy, or changes its clocks"
-            )
+            after = f"{result.id}: no steady state after {heat.calls} warm-up calls ({heat.duration_s:.1f} s)"
+            why = "too few to tell" if heat.calls < FEWEST else "the machine is busy or changes its clocks"
+            notes.append(f"{after}: {why}; raise --seconds")
     few = [f"{r.id} ({r.latency.calls})" for r in results if r.latency.calls < FEW_CALLS]
     if few:
         notes.append(f"fewer than {FEW_CALLS} calls: {', '.join(few)}; p99 is close to the maximum, raise --seconds")

@@ -15,7 +15,8 @@ BLOCK_TOLERANCE = 0.10
 DRIFT_TOLERANCE = 0.05
 """… and the medians of the third and the last quarter within this share of each other."""
 _BLOCKS = 12
-_LEAST = 24
+FEWEST = 24
+"""Calls below which nothing can be said about steady state."""
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +75,7 @@ def steady_after(values_s: Sequence[float]) -> int | None:
     The series is cut into blocks; from some block on, and for at least its second half, every block's median stays
     near the settled one and no drift is left. Single slow calls do not matter, as medians ignore them.
     """
-    if len(values_s) < _LEAST:
+    if len(values_s) < FEWEST:
         return None
     size = len(values_s) // _BLOCKS
     first = len(values_s) - size * _BLOCKS  # what does not fill a block is left out at the cold end

@@ -112,14 +112,19 @@ def _print(report: BenchReport) -> None:
 
 
 def _row(v: VariantBench, report: BenchReport, energy: bool) -> list[object]:
-    times = [f"{1e3 * s:.3g}" for s in (v.latency.p50_s, v.latency.p90_s, v.latency.p99_s, v.latency.max_s)]
+    times = [_short(1e3 * s) for s in (v.latency.p50_s, v.latency.p90_s, v.latency.p99_s, v.latency.max_s)]
     own = v.id == report.reference
     speed = "1" if own else f"{v.speedup.ratio:.2f} ({v.speedup.low:.2f} to {v.speedup.high:.2f})"
-    row: list[object] = [v.id, *times, v.latency.calls, speed, f"{v.throughput.samples_per_s:.0f}", v.throughput.batch]
+    row: list[object] = [v.id, *times, v.latency.calls, speed, _short(v.throughput.samples_per_s), v.throughput.batch]
     if energy:
         first = v.energy[0] if v.energy else None
         row.append(f"{1e3 * first.joules_per_inference:.3g} ± {1e3 * first.uncertainty_j:.1g}" if first else None)
     return row
+
+
+def _short(value: float) -> str:
+    """Three digits, and all digits of large numbers."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _energy_line(report: BenchReport) -> str:

@@ -191,7 +191,6 @@ def upgraded(model: onnx.ModelProto, opset: int) -> onnx.ModelProto | None:
     if opset_of(model) >= opset:
         return model
     try:
-        result: onnx.ModelProto = onnx.version_converter.convert_version(model, opset)
+        return onnx.version_converter.convert_version(model, opset)
     except Exception:  # RuntimeError, ConvertError, ValueError of a model that cannot be serialised
         return None
-    return result

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgekit._lazy import require
 from edgekit.errors import ModelError, UnsupportedOperatorError
 from edgekit.export.cleanup import drop_initializer_inputs, upgraded
+from edgekit.export.legacy import replace_legacy_operators
 from edgekit.graphs import (
     EXTERNAL_BYTES,
     infer_shapes,
@@ -41,6 +42,7 @@ def onnx_from_file(path: Path, *, opset: int | None, limit: int = EXTERNAL_BYTES
         UnsupportedOperatorError: it needs operators that no plain runtime has; they are named.
     """
     model = load_model(path)
+    legacy = replace_legacy_operators(model)
     check_operators(model, path.name)
     found = opset_of(model)
     if found < OLDEST_OPSET:
@@ -50,8 +52,10 @@ def onnx_from_file(path: Path, *, opset: int | None, limit: int = EXTERNAL_BYTES
         )
     model_specs(model)  # refuses sequences, maps, complex and other types here, by name
     notes = []
+    if legacy:
+        notes.append("rewritten in standard operators: " + ", ".join(f"{n} {k}" for k, n in legacy.items()))
     if removed := drop_initializer_inputs(model):
-        notes.append(f"{removed} initializers listed as inputs")
+        notes.append(f"{removed} initializers are no longer inputs")
     if opset is not None and found < opset:
         newer = upgraded(model, opset) if weight_bytes(model) < limit else None
         if newer is None:
@@ -97,9 +101,8 @@ def name_batch(model: onnx.ModelProto) -> None:
         for i, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.dim_param in names:
                 dim.dim_param = names[dim.dim_param]
-            elif not dim.HasField("dim_value") or dim.dim_value <= 0:
-                if dim.dim_param in UNNAMED_DIMS:
-                    dim.dim_param = f"{value.name}_{i}"
+            elif dim.dim_value <= 0 and dim.dim_param in UNNAMED_DIMS:
+                dim.dim_param = f"{value.name}_{i}"
     free_first = [v for v in graph.input if _batched(v)]
     if free_first and graph.input[0].name != free_first[0].name:  # the first input tells the batch
         rest = [v for v in graph.input if v.name != free_first[0].name]

@@ -56,8 +56,8 @@ def _compare(reference: Runner, candidate: Runner, feed: Feed, outputs: Sequence
         check_finite(a, spec.name, "original", batch)
         if a.shape != b.shape:
             raise CheckError(
-                f"Output '{spec.name}' has shape {shape_text(b.shape)} in ONNX Runtime and {shape_text(a.shape)} in the "
-                f"original at batch {batch}. Write the model's shapes from its input's, or export with --static."
+                f"Output '{spec.name}' has shape {shape_text(b.shape)} in ONNX Runtime and {shape_text(a.shape)} in "
+                f"the original at batch {batch}. Write the model's shapes from its input's, or export with --static."
             )
         check_finite(b, spec.name, "exported", batch)
         if a.size:

@@ -26,17 +26,22 @@ _ENTRIES = re.compile(
     r"|data/(weights|constants)/model_(weights|constants)_config\.json|models/model\.json)"
 )
 _OPERATORS = re.compile(
-    r"torch\.ops\.(aten|prims|higher_order)\.[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?|torch\.sym_[a-z]+|torch\._sym_sqrt"
-    r"|math\.(ceil|floor|trunc|sqrt|pow)|_operator\.(add|sub|mul|floordiv|truediv|mod|pow|neg|pos|lt|le|gt|ge|eq|ne"
-    r"|and_|or_|not_|getitem)"
+    r"torch\.ops\.(aten|prims)\.((?!__|from_file\b|save\b|load\b)\w+|__i?(and|or|xor|lshift|rshift)__)\.(?!__)\w+"
+    r"|torch\.ops\.higher_order\.(cond|wrap_with_set_grad_enabled|wrap_with_autocast|scan|while_loop|map_impl)"
+    r"|torch\.sym_[a-z]+|torch\._sym_sqrt|math\.(ceil|floor|trunc|sqrt|pow)"
+    r"|_operator\.(add|sub|mul|floordiv|truediv|mod|pow|neg|pos|lt|le|gt|ge|eq|ne|and_|or_|not_|getitem)",
+    re.ASCII,
 )
+_SYMBOL = re.compile(r"Symbol\('\w+'(, \w+=(True|False))*\)", re.ASCII)
 _EXPRESSION = re.compile(r"[A-Za-z0-9_ ()+\-*/,.<>=]{0,500}")
 _CALLS = re.compile(r"([A-Za-z_]\w*)\s*\(")
-_FUNCTIONS = {"FloorDiv", "ModularIndexing", "Where", "PythonMod", "Mod", "CleanDiv", "CeilToInt", "FloorToInt"} | {
-    "CeilDiv", "LShift", "RShift", "PowByNatural", "FloatPow", "FloatTrueDiv", "IntTrueDiv", "IsNonOverlappingAndDenseIndicator",
-    "TruncToFloat", "TruncToInt", "RoundToInt", "RoundDecimal", "ToFloat", "Identity", "Max", "Min", "Eq", "Ne", "Lt",
-    "Le", "Gt", "Ge", "And", "Or", "Not", "Symbol", "Integer",
-}  # fmt: skip
+_FUNCTIONS = re.compile(
+    r"FloorDiv|ModularIndexing|Where|(Python)?Mod|CleanDiv|(Ceil|Floor|Trunc|Round)ToInt|CeilDiv|[LR]Shift"
+    r"|PowByNatural|FloatPow|(Float|Int)TrueDiv|TruncToFloat|RoundDecimal|ToFloat|Identity|Max|Min|Eq|Ne|Lt|Le|Gt|Ge"
+    r"|And|Or|Not|Add|Mul|Pow|Integer|Rational|Float|Equality|Unequality|(Less|Greater)Than|Strict(Less|Greater)Than"
+)
+_CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
+_METADATA = ("nn_module_stack", "torch_fn")
 
 
 def program_from_pt2(path: Path) -> Any:
@@ -113,30 +118,43 @@ def _checked(path: Path, name: str, data: bytes, torch: Any) -> bytes:
             if entry.get("use_pickle") or not re.fullmatch(r"(weight|tensor)_\d+", str(entry.get("path_name"))):
                 raise _refused(path, "it holds pickled tensors")
         return data
-    for key, value in _strings(document):
-        if key == "target" and not _OPERATORS.fullmatch(value):
-            raise _refused(path, f"it calls '{value[:80]}', which is not an operator of PyTorch's ATen")
-        if key == "expr_str" and not _plain_expression(value):
-            raise _refused(path, f"it holds the expression '{value[:80]}'")
-    document["guards_code"] = []  # Python text that would be compiled; shapes are checked by edgekit itself
+    for key, value in _values(document):
+        if key == "target" and isinstance(value, str) and not _OPERATORS.fullmatch(value):
+            raise _refused(path, f"it calls '{value[:80]}', which is not a plain operator of PyTorch")
+        if key == "expr_str" and not _plain_expression(str(value)):
+            raise _refused(path, f"it holds the expression '{str(value)[:80]}'")
+        if key in ("in_spec", "out_spec") and not _plain_containers(json.loads(value)):
+            raise _refused(path, "its inputs or outputs are containers other than tuple, list and dict")
+        if key == "metadata" and isinstance(value, dict):  # notes of the tracer, some of them resolved by name
+            for unused in set(value) - set(_METADATA):
+                del value[unused]
+    document["guards_code"] = []  # Python text that would be compiled; edgekit checks shapes itself
     return json.dumps(document).encode()
 
 
 def _plain_expression(text: str) -> bool:
+    text = _SYMBOL.sub("s", text)
     plain = bool(_EXPRESSION.fullmatch(text)) and "__" not in text and not re.search(r"[A-Za-z_)]\s*\.", text)
-    return plain and all(c in _FUNCTIONS for c in _CALLS.findall(text))
+    return plain and all(_FUNCTIONS.fullmatch(c) for c in _CALLS.findall(text))
 
 
-def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every string in a JSON document with the key it stands under."""
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, dict):
-        for k, v in value.items():
-            yield from _strings(v, k)
+def _plain_containers(spec: Any) -> bool:
+    if isinstance(spec, list) and len(spec) == 2:  # [protocol, specification]
+        spec = spec[1]
+    if not isinstance(spec, dict) or spec.get("type") not in _CONTAINERS or "__enum__" in str(spec.get("context")):
+        return False
+    return all(_plain_containers(child) for child in spec.get("children_spec", ()))
+
+
+def _values(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value in a JSON document with the key it stands under, outer ones first."""
+    yield key, value
+    if isinstance(value, dict):
+        for k, v in list(value.items()):
+            yield from _values(v, k)
     elif isinstance(value, list):
         for v in value:
-            yield from _strings(v, key)
+            yield from _values(v, key)
 
 
 def inputs_of_program(program: Any) -> tuple[TensorSpec, ...]:
@@ -161,3 +179,9 @@ def inputs_of_program(program: Any) -> tuple[TensorSpec, ...]:
             shape.append(symbols.setdefault(str(size), default))
         specs.append(TensorSpec(name, str(value.dtype).removeprefix("torch."), tuple(shape)))
     return tuple(specs)
+
+
+def keywords_of_program(program: Any) -> tuple[str, ...]:
+    """The inputs that a program takes by name."""
+    _positional, by_name = program.call_spec.in_spec.children()
+    return tuple(by_name.context or ()) if by_name.num_children else ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,14 @@ from edgekit.errors import InputError, ModelError, RecipeError
 from edgekit.export import onnx_import, torch_to_onnx
 from edgekit.export.cleanup import clean
 from edgekit.export.fold import fold_batchnorm
-from edgekit.export.pt2 import inputs_of_program, program_from_pt2
+from edgekit.export.pt2 import inputs_of_program, keywords_of_program, program_from_pt2
 from edgekit.export.samples import FREE_SIZES, Draw, draw, synthetic
 from edgekit.export.source import Source, fixed
 from edgekit.export.torch_runner import TorchRunner
 from edgekit.graphs import EXTERNAL_BYTES, infer_shapes, model_specs, weight_bytes
 from edgekit.recipe import ModelSpec, Runner
 from edgekit.runtime.ort import OrtSession
-from edgekit.tensors import Feed, Tensors, TensorSpec, batch_axis, run_in_batches, shape_text, take_samples
+from edgekit.tensors import Dim, Feed, Tensors, TensorSpec, batch_axis, run_in_batches, shape_text, take_samples
 
 if TYPE_CHECKING:
     import onnx
@@ -72,9 +73,9 @@ def candidate_from_torch(module: Any, spec: ModelSpec, options: Options, note: N
     drawn = draw(spec, options.samples)
     if options.static:
         spec, drawn = _static(spec, drawn)
-    runner = TorchRunner(
-        program.module() if program is not None else module, spec.inputs, model=spec.name, outputs=spec.outputs
-    )
+    keywords = keywords_of_program(program) if program is not None else None
+    callable_ = program.module() if program is not None else module
+    runner = TorchRunner(callable_, spec.inputs, model=spec.name, outputs=spec.outputs, keywords=keywords)
     example = _example(drawn.inputs, spec.inputs)
     seen = runner.run(example)
     if program is None:
@@ -161,7 +162,7 @@ def candidates_from_onnx(
     onnx = require("onnx", why="import ONNX models")
     note(f"reading {path.name}")
     wanted = options.opset or (source.spec.opset if source.spec else None) or torch_to_onnx.DEFAULT_OPSET
-    reference: OrtSession | None = None
+    run: Runner | None = None
     for opset in (wanted, None):
         model, notes = onnx_import.onnx_from_file(path, opset=opset, limit=options.limit)
         notes += _tidy(model, options.limit)
@@ -175,11 +176,10 @@ def candidates_from_onnx(
         spec = source.spec or adapt(ModelSpec(name=source.name, build=lambda: path, inputs=inputs))
         _check_inputs(spec, inputs, path.name)
         spec = dataclasses.replace(spec, inputs=inputs)
-        if reference is None:
-            reference = OrtSession(path, variant="original")
-        run = _original(reference, inputs)
+        if run is None:
+            run = _original(OrtSession(path, variant="original"), inputs)
         drawn = _draw_that_runs(spec, options, run)
-        outputs = _observed(outputs, run, drawn, inputs, model)
+        outputs = _observed(outputs, run, drawn, spec, model)
         if spec.outputs and spec.outputs != tuple(o.name for o in outputs):
             raise RecipeError(
                 f"SPEC.outputs of '{spec.name}' are {', '.join(spec.outputs)}; '{path.name}' has "
@@ -206,9 +206,19 @@ def _check_inputs(spec: ModelSpec, inputs: tuple[TensorSpec, ...], name: str) ->
 def _original(session: OrtSession, inputs: tuple[TensorSpec, ...]) -> Runner:
     """The original file as a runner, sample by sample where it takes a fixed batch and the new model a free one."""
     own = {s.name: s for s in session.inputs}
-    if not inputs[0].batched or own[inputs[0].name].batched:
-        return session.run
-    return lambda feed: run_in_batches(session.run, feed, inputs=session.inputs, outputs=session.outputs)
+    one_by_one = inputs[0].batched and not own[inputs[0].name].batched
+    seen: dict[bytes, Tensors] = {}
+
+    def run(feed: Feed) -> Tensors:
+        digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in feed.values())).digest()
+        if digest not in seen:  # the same samples are asked for again when a second candidate is compared
+            if one_by_one:
+                seen[digest] = run_in_batches(session.run, feed, inputs=session.inputs, outputs=session.outputs)
+            else:
+                seen[digest] = session.run(feed)
+        return seen[digest]
+
+    return run
 
 
 def _draw_that_runs(spec: ModelSpec, options: Options, run: Runner) -> Draw:
@@ -232,39 +242,43 @@ def _draw_that_runs(spec: ModelSpec, options: Options, run: Runner) -> Draw:
 
 
 def _observed(
-    outputs: tuple[TensorSpec, ...],
-    run: Runner,
-    drawn: Draw,
-    inputs: tuple[TensorSpec, ...],
-    model: onnx.ModelProto,
+    outputs: tuple[TensorSpec, ...], run: Runner, drawn: Draw, spec: ModelSpec, model: onnx.ModelProto
 ) -> tuple[TensorSpec, ...]:
-    """`outputs` with "batch" where the original's sizes follow it, and the sizes it gives where they do not vary."""
+    """`outputs`, in the model too, with the dimensions that the original shows: "batch" where sizes follow it.
+
+    A state's output has the shape of the input that it feeds. Where nothing else is free, what does not follow the
+    batch is a constant.
+    """
+    inputs = spec.inputs
     batch = inputs[0].shape[0] if inputs[0].batched else None
     rows = (1, min(3, drawn.count)) if batch else (1,)
     seen = [run(take_samples(drawn.inputs, inputs, 0, n, inputs)) for n in rows]
     named = {d for s in inputs for d in s.shape if isinstance(d, str)}
-    out = []
-    for spec, value in zip(outputs, model.graph.output):
-        shapes = [s[spec.name].shape for s in seen]
-        if any(len(s) != len(shapes[0]) for s in shapes):
-            raise ModelError(f"Output '{spec.name}' changes its number of dimensions with the batch.")
-        dims = (
-            list(spec.shape)
-            if len(spec.shape) == len(shapes[0])
-            else [f"{spec.name}_{i}" for i in range(len(shapes[0]))]
-        )
+    shapes = {s.name: s.shape for s in inputs}
+    fed = {out: shapes[state] for state, out in spec.states.items()}
+    found = []
+    for output, value in zip(outputs, model.graph.output):
+        sizes = [s[output.name].shape for s in seen]
+        if len({len(s) for s in sizes}) > 1:
+            raise ModelError(f"Output '{output.name}' changes its number of dimensions with the batch.")
+        dims: list[Dim] = [f"{output.name}_{i}" for i in range(len(sizes[0]))]
+        if len(output.shape) == len(dims):
+            dims = list(output.shape)
         for axis, dim in enumerate(dims):
-            sizes = tuple(s[axis] for s in shapes)
-            if batch and sizes == rows and rows[0] != rows[1] and dim not in named:
+            got = tuple(s[axis] for s in sizes)
+            if dim in named:
+                continue
+            if batch and len(rows) > 1 and got == rows and rows[0] < rows[1]:
                 dims[axis] = batch
-            elif isinstance(dim, int) and len(set(sizes)) > 1:
-                dims[axis] = f"{spec.name}_{axis}"
-            elif isinstance(dim, str) and dim not in named and len(named - {batch}) == 0 and len(set(sizes)) == 1:
-                dims[axis] = sizes[0]
-        found = TensorSpec(spec.name, spec.dtype, tuple(dims))
-        out.append(found)
+            elif isinstance(dim, int) and set(got) != {dim}:
+                dims[axis] = f"{output.name}_{axis}"
+            elif isinstance(dim, str) and named <= {batch} and len(set(got)) == 1:
+                dims[axis] = got[0]
+        if len(fed.get(output.name, ())) == len(dims):
+            dims = list(fed[output.name])
+        found.append(TensorSpec(output.name, output.dtype, tuple(dims)))
         shape = value.type.tensor_type.shape
         del shape.dim[:]
-        for dim in found.shape:
+        for dim in dims:
             shape.dim.add(**({"dim_value": dim} if isinstance(dim, int) else {"dim_param": dim}))
-    return tuple(out)
+    return tuple(found)

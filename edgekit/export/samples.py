@@ -158,7 +158,7 @@ def _from_folder(folder: Path, preprocess: Mapping[str, Preprocess], rows: int) 
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix.lower() in known)
     if not files:
         raise UsageError(f"'{folder}' holds no {'images' if known is IMAGE_SUFFIXES else 'WAV files'} ({known[0]}, …).")
-    np.random.default_rng(0).shuffle(files)  # type: ignore[arg-type]
+    np.random.default_rng(0).shuffle(files)
     parts: list[Array] = []
     total = 0
     for file in files:

@@ -47,22 +47,35 @@ class TorchRunner:
     """Runs a module (or a loaded `torch.export` program) in inference mode on the CPU.
 
     `outputs` are the names given to the results in order; empty takes the keys of a dictionary, else "output" or
-    "output_0", "output_1", ...
+    "output_0", "output_1", ... `keywords` are the inputs passed by name: None finds them in forward()'s signature.
     """
 
-    def __init__(self, module: Any, inputs: Sequence[TensorSpec], *, model: str, outputs: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        module: Any,
+        inputs: Sequence[TensorSpec],
+        *,
+        model: str,
+        outputs: Sequence[str] = (),
+        keywords: Sequence[str] | None = None,
+    ) -> None:
         self.module = module
         self.inputs = tuple(inputs)
         self.model = model
         self.names = tuple(outputs)
-        self.by_name = _takes_by_name(module, self.inputs)
+        self.keywords = _keywords(module, self.inputs) if keywords is None else tuple(keywords)
+        taken = {s.name for s in self.inputs}
+        for i, name in enumerate(self.names):
+            if name in taken or name in self.names[:i]:
+                raise RecipeError(
+                    f"SPEC.outputs of '{model}' use the name '{name}' twice (inputs count too). Rename it."
+                )
 
     def arguments(self, feed: Feed) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """`feed` as the positional and keyword arguments of the module: by name where its signature has the names."""
         tensors = {s.name: to_torch(feed[s.name], s.dtype) for s in self.inputs}
-        if self.by_name:
-            return (), tensors
-        return tuple(tensors[s.name] for s in self.inputs), {}
+        positional = tuple(tensors[s.name] for s in self.inputs if s.name not in self.keywords)
+        return positional, {name: tensors[name] for name in self.keywords}
 
     def run(self, feed: Feed) -> Tensors:
         """One batch through the module.
@@ -91,28 +104,31 @@ class TorchRunner:
         if not leaves:
             raise RecipeError(f"The model of '{self.model}' returns no tensor. Return the result of forward().")
         if not self.names:
-            self.names = _default_names(result, len(leaves))
+            self.names = _default_names(result, len(leaves), {s.name for s in self.inputs})
         if len(leaves) != len(self.names):
             raise RecipeError(
-                f"The model of '{self.model}' returns {len(leaves)} tensors, its recipe names {len(self.names)} outputs "
-                f"({', '.join(self.names)}). Make SPEC.outputs name each one."
+                f"The model of '{self.model}' returns {len(leaves)} tensors, its recipe names {len(self.names)} "
+                f"outputs ({', '.join(self.names)}). Make SPEC.outputs name each one."
             )
         return leaves
 
 
-def _default_names(result: Any, count: int) -> tuple[str, ...]:
-    if isinstance(result, Mapping) and len(result) == count and all(isinstance(k, str) for k in result):
-        return tuple(result)
+def _default_names(result: Any, count: int, taken: set[str]) -> tuple[str, ...]:
+    if isinstance(result, Mapping) and len(result) == count and all(isinstance(k, str) and k for k in result):
+        return tuple(f"{k}_out" if k in taken else k for k in result)
     return ("output",) if count == 1 else tuple(f"output_{i}" for i in range(count))
 
 
-def _takes_by_name(module: Any, inputs: Sequence[TensorSpec]) -> bool:
+def _keywords(module: Any, inputs: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """All inputs, where forward() has parameters of their names; else none."""
     try:
         parameters = inspect.signature(module.forward).parameters
     except (AttributeError, TypeError, ValueError):
-        return False
+        return ()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return all(s.name in parameters and parameters[s.name].kind in named for s in inputs)
+    if all(s.name in parameters and parameters[s.name].kind in named for s in inputs):
+        return tuple(s.name for s in inputs)
+    return ()
 
 
 def to_torch(array: Array, dtype: str) -> Any:

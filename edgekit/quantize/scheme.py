@@ -1,0 +1,83 @@
+"""A way to quantise a model, as data: from one scheme come both forms, for ONNX Runtime and for TensorRT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from edgekit.quantize.correct import bias_corrected
+from edgekit.quantize.fp16 import half_model
+from edgekit.quantize.graph import Graph
+from edgekit.quantize.placement import candidates, weight_axis
+from edgekit.quantize.qdq import cpu_int8, is_depthwise
+from edgekit.quantize.ranges import Histogram, Method, Range, range_of
+from edgekit.quantize.trt import trt_int8
+from edgekit.quantize.weights import QuantWeight, channel_scales, quantized
+from edgekit.tensors import Array
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One set of ranges and decisions.
+
+    Attributes:
+        model: the float graph, prepared and perhaps rescaled.
+        seen: distribution of each of its tensors that may be quantised.
+        method: how ranges are taken from them.
+        floats: names of products left in float.
+        weights: weights by node name that were rounded better than to the nearest step.
+        means: mean of each channel of the products' inputs, where biases are to be corrected.
+        steps: what was done to get here.
+    """
+
+    model: onnx.ModelProto
+    seen: Mapping[str, Histogram]
+    method: Method
+    floats: frozenset[str] = frozenset()
+    weights: Mapping[str, QuantWeight] = field(default_factory=dict)
+    means: Mapping[str, Array] | None = None
+    steps: tuple[str, ...] = ()
+
+    @cached_property
+    def ranges(self) -> dict[str, Range]:
+        """Asymmetric ranges by tensor."""
+        return {name: range_of(h, self.method) for name, h in self.seen.items()}
+
+    @cached_property
+    def symmetric_ranges(self) -> dict[str, Range]:
+        """Symmetric ranges by tensor."""
+        return {name: range_of(h, self.method, symmetric=True) for name, h in self.seen.items()}
+
+    def for_cpu(self) -> onnx.ModelProto:
+        """The form that ONNX Runtime's CPU provider runs fastest."""
+        model = self._corrected(pair_safe=True)
+        return cpu_int8(model, self.ranges, floats=self.floats, weights=self.weights)
+
+    def for_trt(self) -> onnx.ModelProto:
+        """TensorRT's form: symmetric, its placement, the float remainder in FP16."""
+        model = self._corrected(pair_safe=False)
+        return half_model(trt_int8(model, self.symmetric_ranges, floats=self.floats))
+
+    def _corrected(self, *, pair_safe: bool) -> onnx.ModelProto:
+        if self.means is None:
+            return self.model
+        graph = Graph(self.model)
+        wanted = set(candidates(graph)) - self.floats
+        rounded: dict[str, Array] = {}
+        for node in graph.nodes:
+            if node.name in wanted and graph.is_float(node.input[1]):
+                rounded[node.name] = self._rounded(graph.constants[node.input[1]], node, pair_safe)
+        return bias_corrected(self.model, self.means, rounded)
+
+    def _rounded(self, weight: Array, node: object, pair_safe: bool) -> Array:
+        known = self.weights.get(node.name) if pair_safe else None  # type: ignore[attr-defined]
+        if known is not None:
+            return known.dequantized()
+        axis = weight_axis(node)
+        scale = channel_scales(weight, axis, pair_safe=pair_safe and not is_depthwise(node, weight))
+        return quantized(weight, scale, axis).dequantized()
