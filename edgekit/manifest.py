@@ -28,10 +28,12 @@ class Tensor(_Record, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, spec: TensorSpec) -> Tensor:
+        """The record of a TensorSpec."""
         return cls(name=spec.name, dtype=spec.dtype, shape=spec.shape)
 
     @property
     def spec(self) -> TensorSpec:
+        """The tensor as the rest of edgekit sees it."""
         return TensorSpec(self.name, self.dtype, self.shape)
 
 
@@ -138,10 +140,12 @@ class Manifest(_Record, frozen=True, kw_only=True):
 
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:
+        """The inputs as TensorSpecs."""
         return tuple(t.spec for t in self.inputs)
 
     @property
     def output_specs(self) -> tuple[TensorSpec, ...]:
+        """The outputs as TensorSpecs."""
         return tuple(t.spec for t in self.outputs)
 
     def all_files(self) -> dict[str, File]:

@@ -90,6 +90,7 @@ class Package:
 
     @property
     def name(self) -> str:
+        """The model's name."""
         return self.manifest.name
 
     def variant(self, variant_id: str) -> Variant:

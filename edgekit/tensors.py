@@ -189,7 +189,7 @@ def sample_count(arrays: Feed, specs: Sequence[TensorSpec]) -> int:
     axis = batch_axis(first, specs)
     if axis is None:
         return 1
-    size = arrays[first.name].shape[axis]
+    size = int(arrays[first.name].shape[axis])
     block = first.shape[axis]
     return size if isinstance(block, str) else size // max(1, block)
 

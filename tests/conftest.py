@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,9 @@ import pytest
 from edgekit.package import Package
 from tests.data import ROOT
 from tests.tiny import tiny_package
+
+# OpenMP's threads spin while they wait; on a machine with few cores that starves what they wait for.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 RECIPE = ROOT / "models" / "digits_cnn.py"
 

@@ -37,6 +37,7 @@ def fold_batchnorm(model: onnx.ModelProto) -> int:
         if any(n not in values for n in layer.input[1:] if n):
             continue
         if _fold(graph, layer, norm, values):
+            makers[layer.output[0]] = layer
             folded += 1
     if folded:
         remove_dead(model)

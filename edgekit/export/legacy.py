@@ -68,7 +68,7 @@ class _Builder:
             inputs.append(name)
         self.current = self.node.output[0] if last else f"{self.base}_{operator}_{len(self.nodes)}"
         made = self.onnx.helper.make_node(
-            operator, inputs, [self.current], name=f"{self.base}_{operator}", **attributes
+            operator, inputs, [self.current], name=f"{self.base}_{operator}_{len(self.nodes)}", **attributes
         )
         self.nodes.append(made)
 

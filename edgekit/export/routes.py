@@ -16,6 +16,7 @@ from edgekit.errors import InputError, ModelError, RecipeError
 from edgekit.export import onnx_import, torch_to_onnx
 from edgekit.export.cleanup import clean
 from edgekit.export.fold import fold_batchnorm
+from edgekit.export.parity import as_float, check_finite
 from edgekit.export.pt2 import inputs_of_program, keywords_of_program, program_from_pt2
 from edgekit.export.samples import FREE_SIZES, Draw, draw, synthetic
 from edgekit.export.source import Source, fixed
@@ -78,6 +79,7 @@ def candidate_from_torch(module: Any, spec: ModelSpec, options: Options, note: N
     runner = TorchRunner(callable_, spec.inputs, model=spec.name, outputs=spec.outputs, keywords=keywords)
     example = _example(drawn.inputs, spec.inputs)
     seen = runner.run(example)
+    _check_results(spec, seen)  # before the slow part
     if program is None:
         note("tracing the module")
         program = torch_to_onnx.program_from_torch(runner, example)
@@ -116,16 +118,29 @@ def _example(samples: Feed, inputs: tuple[TensorSpec, ...]) -> Tensors:
     return two
 
 
+def _check_results(spec: ModelSpec, seen: Tensors) -> None:
+    """Refuse results of two samples that no export could make right."""
+    for name, value in seen.items():
+        dtype = "float32" if value.dtype.kind == "f" else "int64"
+        check_finite(as_float(value, dtype), name, "original", 2 if spec.inputs[0].batched else 1)
+        if spec.inputs[0].batched and 2 not in value.shape:
+            raise _not_batched(spec, name, value.shape)
+
+
+def _not_batched(spec: ModelSpec, output: str, shape: tuple[int, ...]) -> RecipeError:
+    return RecipeError(
+        f"Output '{output}' of '{spec.name}' has shape {shape_text(shape)} for a batch of two; expected one row a "
+        f"sample. Return ({spec.inputs[0].shape[0]}, ...), or export with --static."
+    )
+
+
 def _check_outputs(spec: ModelSpec, outputs: tuple[TensorSpec, ...], seen: Tensors) -> None:
     first = spec.inputs[0]
     if not first.batched:
         return
     for output in outputs:
         if first.shape[0] not in output.shape:
-            raise RecipeError(
-                f"Output '{output.name}' of '{spec.name}' has shape {shape_text(seen[output.name].shape)} for a batch "
-                f"of two; expected one row a sample. Return ({first.shape[0]}, ...), or export with --static."
-            )
+            raise _not_batched(spec, output.name, seen[output.name].shape)
 
 
 def _tidy(model: onnx.ModelProto, limit: int) -> list[str]:

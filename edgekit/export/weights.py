@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,9 @@ def _read_safetensors(file: Path) -> Any:
 def _read_checkpoint(file: Path) -> Any:
     torch = require("torch", why="load weights")
     try:
-        return torch.load(str(file), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old pickle protocols: what matters is whether it loads
+            return torch.load(str(file), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "eights" not in str(error):
             raise _unreadable(file) from error

@@ -40,18 +40,22 @@ class FakeSession:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
+        """As given."""
         return self._inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
+        """As given."""
         return self._outputs
 
     @property
     def variant(self) -> str:
+        """As given."""
         return self._variant
 
     @property
     def device(self) -> str:
+        """Always "fake"."""
         return "fake"
 
     def run(self, feed: Feed) -> Tensors:

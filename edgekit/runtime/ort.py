@@ -87,18 +87,22 @@ class OrtSession:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
+        """Names, types and shapes of the inputs."""
         return self._inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
+        """Names, types and shapes of the outputs."""
         return self._outputs
 
     @property
     def variant(self) -> str:
+        """The id of the variant."""
         return self._variant
 
     @property
     def device(self) -> str:
+        """Where it runs and how, for people."""
         return self._device
 
     @property

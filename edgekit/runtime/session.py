@@ -10,23 +10,27 @@ from edgekit.tensors import Feed, Tensors, TensorSpec
 
 @runtime_checkable
 class Session(Protocol):
-    """A loaded variant, ready to run. A context manager; `run` may be called from several threads.
-
-    `variant` is the variant's id ("int8"); `device` says where it runs and how ("ONNX Runtime 1.31, CPU,
-    2 threads").
-    """
+    """A loaded variant, ready to run. A context manager; `run` may be called from several threads."""
 
     @property
-    def inputs(self) -> tuple[TensorSpec, ...]: ...
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Names, types and shapes of the inputs."""
+        ...
 
     @property
-    def outputs(self) -> tuple[TensorSpec, ...]: ...
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Names, types and shapes of the outputs."""
+        ...
 
     @property
-    def variant(self) -> str: ...
+    def variant(self) -> str:
+        """The id of the variant ("int8")."""
+        ...
 
     @property
-    def device(self) -> str: ...
+    def device(self) -> str:
+        """Where it runs and how, for people ("ONNX Runtime 1.31, CPU, 2 threads")."""
+        ...
 
     def run(self, feed: Feed) -> Tensors:
         """Run the model once. Arrays of the result are the caller's own.

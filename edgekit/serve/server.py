@@ -53,8 +53,8 @@ class Server:
     def run(self, *, ready: Callable[[str], None] = lambda _url: None, signals: bool = False) -> None:
         """Serve until `stop`, then answer what is in flight and return.
 
-        `ready` is called with the URL once requests are accepted. With `signals` (main thread only) SIGINT and
-        SIGTERM stop the server, and a second one ends it without waiting.
+        `ready` is called with the URL once requests are accepted. With `signals` (main thread only) the process is
+        the server's: SIGINT and SIGTERM stop it, and a second one ends it without waiting.
 
         Raises:
             EdgekitError: the port is taken or not allowed.
@@ -107,8 +107,9 @@ class Server:
                 loop.add_signal_handler(number, self._signalled, door)
         shortest = min(self._limits.head_s, self._limits.body_s, self._limits.idle_s, self._limits.linger_s)
         sweeper = loop.create_task(_every(min(1.0, shortest / 2), door.sweep))
-        gc.collect()
-        gc.freeze()  # what start-up made stays: the collector need not look at it while requests wait
+        if signals:
+            gc.collect()
+            gc.freeze()  # what start-up made stays: the collector need not look at it while requests wait
         try:
             ready(self._url)
             await self._stopping.wait()
@@ -117,7 +118,6 @@ class Server:
             await _drained(door)
             sweeper.cancel()
             routes.close()
-            gc.unfreeze()
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, door: Door) -> asyncio.Server:
         where = f"port {self._port} of {self._host}"

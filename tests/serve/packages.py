@@ -74,12 +74,22 @@ def words_package(path: Path) -> Package:
 
 
 def wide_package(path: Path, width: int = 1 << 20) -> Package:
-    """y = x + 1 for a row so wide (4 MiB) that it runs on a thread of its own and crosses many reads of a socket."""
+    """y = x + 1 the long way, for a row so wide (4 MiB) that it crosses many reads of a socket, and slow enough for a
+    thread of its own."""
     inputs, outputs = (TensorSpec("x", "float32", ("batch", width)),), (TensorSpec("y", "float32", ("batch", width)),)
     one = numpy_helper.from_array(np.ones(1, np.float32), "one")
-    nodes = [helper.make_node("Add", ["x", "one"], ["y"])]
+    zero = numpy_helper.from_array(np.zeros(1, np.float32), "zero")
+    nodes = [
+        helper.make_node("Cos", ["x"], ["a"]),
+        helper.make_node("Sin", ["a"], ["b"]),
+        helper.make_node("Mul", ["b", "zero"], ["c"]),
+        helper.make_node("Add", ["x", "one"], ["d"]),
+        helper.make_node("Add", ["c", "d"], ["y"]),
+    ]
     samples = ({"x": np.zeros((1, width), np.float32)}, {"y": np.ones((1, width), np.float32)})
-    return write_package(path, _model(nodes, inputs, outputs, [one]), inputs=inputs, outputs=outputs, samples=samples)
+    return write_package(
+        path, _model(nodes, inputs, outputs, [one, zero]), inputs=inputs, outputs=outputs, samples=samples
+    )
 
 
 def mnist_package(path: Path) -> Package:

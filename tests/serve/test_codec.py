@@ -151,10 +151,10 @@ def test_bad_json(body: bytes, words: str) -> None:
 @pytest.mark.parametrize(
     ("head", "rest", "words"),
     [
-        (infer_body(binary("x", [1, 2], 8)), b"\0" * 7, "binary_data_size is 8, the body has 7 left"),
+        (infer_body(binary("x", [1, 2], 8)), b"\0" * 7, "binary_data_size is 8, the body has 7 bytes left"),
         (infer_body(binary("x", [1, 2], 8)), b"\0" * 9, "1 bytes that belong to no input"),
         (infer_body(binary("x", [1, 2], -8)), b"", "binary_data_size is -8"),
-        (infer_body(binary("x", [1, 2], 2**62)), b"", "the body has 0 left"),
+        (infer_body(binary("x", [1, 2], 2**62)), b"", "the body has 0 bytes left"),
         (infer_body(binary("x", [2, 2], 8)), b"\0" * 8, "got 8 bytes of data, FP32 of shape (2,2) has 16"),
         (infer_body({**binary("x", [1, 2], 8), "data": [1, 2]}), b"\0" * 8, "both data and binary_data_size"),
         (b'{"inputs":[', b"\0" * 8, "truncated"),

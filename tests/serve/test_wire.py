@@ -9,7 +9,7 @@ import hypothesis.extra.numpy as hnp
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import InputError
@@ -26,6 +26,9 @@ from edgekit.tensors import dtype_of, numpy_dtype
 from tests.serve.packages import DTYPES
 
 ALL = (*DTYPES, "bfloat16")
+
+calm = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""No verdict on how long an example takes: the machine may be busy."""
 
 
 @st.composite
@@ -49,6 +52,7 @@ def equal(dtype: str, got: np.ndarray, wanted: np.ndarray, *, nan: bool = True) 
     return got.tolist() == wanted.tolist() if dtype == "string" else got.tobytes() == wanted.tobytes()
 
 
+@calm
 @given(tensors(), st.integers(0, 9))
 def test_raw_bytes_round_trip_bit_for_bit(tensor: tuple[str, np.ndarray], offset: int) -> None:
     """At any offset in a body: what is not aligned is copied."""
@@ -61,6 +65,7 @@ def test_raw_bytes_round_trip_bit_for_bit(tensor: tuple[str, np.ndarray], offset
     assert got.flags.c_contiguous
 
 
+@calm
 @given(tensors(), st.booleans())
 def test_json_round_trips(tensor: tuple[str, np.ndarray], nested: bool) -> None:
     dtype, value = tensor
@@ -77,6 +82,7 @@ def test_json_round_trips(tensor: tuple[str, np.ndarray], nested: bool) -> None:
     assert equal(dtype, array_from_json("t", dtype_of(dtype), value.shape, text), value)
 
 
+@calm
 @given(tensors())
 def test_strided_tensors_are_written_in_order(tensor: tuple[str, np.ndarray]) -> None:
     dtype, value = tensor
@@ -85,6 +91,7 @@ def test_strided_tensors_are_written_in_order(tensor: tuple[str, np.ndarray]) ->
     )
 
 
+@calm
 @given(hnp.arrays(np.float32, hnp.array_shapes(max_dims=2)))
 def test_bfloat16_rounds_as_ml_dtypes_does(value: np.ndarray) -> None:
     with np.errstate(all="ignore"):

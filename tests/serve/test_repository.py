@@ -1,0 +1,77 @@
+"""Packages become served models."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from edgekit.errors import IntegrityError, PackageError, UsageError
+from edgekit.runtime.fake import FakeSession
+from edgekit.serve.messages import RequestError
+from edgekit.serve.repository import Model, Repository, load_models, package_folders
+from tests.serve.packages import copy_with_changed_byte, wide_package
+from tests.tiny import tiny_package
+
+
+def fake(name: str, version: str = "1") -> Model:
+    return Model(FakeSession([], [], lambda feed: {}), name=name, version=version)
+
+
+def test_packages_and_folders_of_packages(tmp_path: Path) -> None:
+    (tmp_path / "repository").mkdir()
+    tiny_package(tmp_path / "repository" / "b.edge")
+    (tmp_path / "repository" / "notes.txt").write_text("")
+    (tmp_path / "repository" / ".b.edge.staging-1-0").mkdir()
+    found = package_folders([tmp_path / "repository", tmp_path / "other.edge"])
+    assert [p.name for p in found] == ["b.edge", "other.edge"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="holds no package"):
+        package_folders([tmp_path / "empty"])
+
+
+def test_a_small_model_runs_where_requests_are_parsed_and_on_one_thread(tmp_path: Path) -> None:
+    heard: list[str] = []
+    (model,) = load_models([tiny_package(tmp_path / "tiny.edge").path], loaded=lambda m: heard.append(str(m)))
+    assert model.worker.inline
+    assert "1 threads" in model.session.device
+    assert model.labels == ("red", "green", "blue")
+    assert heard == [str(model)]
+    assert heard[0].startswith("tiny: int8 (best of 2 variants")
+    model.close()
+
+
+def test_a_large_model_gets_a_thread_of_its_own(tmp_path: Path) -> None:
+    (model,) = load_models([wide_package(tmp_path / "wide.edge").path], threads=2)
+    assert not model.worker.inline
+    assert "2 threads" in model.session.device
+    model.close()
+
+
+def test_what_cannot_be_served(tmp_path: Path) -> None:
+    tiny = tiny_package(tmp_path / "tiny.edge").path
+    twin = shutil.copytree(tiny, tmp_path / "twin.edge")
+    changed = copy_with_changed_byte(wide_package(tmp_path / "wide.edge", 8).path, tmp_path / "changed.edge")
+    (tmp_path / "file.edge").write_text("")
+    with pytest.raises(UsageError, match="are both named 'tiny'"):
+        load_models([tiny, twin])
+    with pytest.raises(IntegrityError, match="'fp32.onnx' in 'changed.edge' was changed"):
+        load_models([tiny, changed])
+    with pytest.raises(PackageError, match="not an edgekit package"):
+        load_models([tmp_path / "file.edge"])
+    with pytest.raises(PackageError, match="does not exist"):
+        load_models([tmp_path / "nothing.edge"])
+    with pytest.raises(UsageError, match="no variant 'int4'; it has fp32, int8"):
+        load_models([tiny], variant="int4")
+
+
+def test_models_are_found_by_name_and_version() -> None:
+    repository = Repository([fake("a"), fake("b", "2")])
+    assert repository.find("b", "2") is repository.find("b") is repository.models()[1]
+    for name, version, words in (("c", "", "this server has a, b"), ("b", "1", "no version '1' here; it has '2'")):
+        with pytest.raises(RequestError, match=words) as caught:
+            repository.find(name, version)
+        assert caught.value.status == 404
+    with pytest.raises(UsageError, match="Two models are named 'a'"):
+        Repository([fake("a"), fake("a")])
