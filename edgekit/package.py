@@ -7,26 +7,32 @@ in one rename, so that a killed command leaves the old package or the new one, w
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import errno
 import hashlib
 import io
 import itertools
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from edgekit.errors import IntegrityError, PackageError, StorageError, UsageError
+from edgekit._files import (
+    exchange,
+    inside,
+    storage,
+    storage_error,
+    sweep_stages,
+    sync,
+    uninterrupted,
+    write_atomic,
+    write_synced,
+)
+from edgekit.errors import IntegrityError, PackageError, UsageError
 from edgekit.manifest import File, Manifest, Variant, decode, encode
 from edgekit.tensors import Array, Tensors, numpy_dtype
 
@@ -116,7 +122,7 @@ class Package:
         entry = self.manifest.all_files().get(name)
         if entry is None:
             raise PackageError(f"'{self.path.name}' has no file '{name}'.")
-        path = self.path / _safe(name)
+        path = self.path / inside(name)
         try:
             stat = path.stat()
             state = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
@@ -172,15 +178,10 @@ class Package:
         Raises:
             StorageError: it cannot be written.
         """
-        path = self.path / REPORTS / _safe(name)
-        with _storage(path):
+        path = self.path / REPORTS / inside(name)
+        with storage(path):
             path.parent.mkdir(exist_ok=True)
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            try:
-                _write_synced(partial, data)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+            write_atomic(path, data)
         return path
 
     def edit(self) -> PackageWriter:
@@ -225,8 +226,8 @@ class PackageWriter:
         self._fresh: set[str] = set()
 
     def __enter__(self) -> PackageWriter:
-        with _storage(self.target):
-            _sweep(self.target)
+        with storage(self.target):
+            sweep_stages(self.target)
             self._stage.mkdir(parents=False)
         return self
 
@@ -235,12 +236,12 @@ class PackageWriter:
     ) -> None:
         shutil.rmtree(self._stage, ignore_errors=True)
         if isinstance(error, OSError):
-            raise _storage_error(self.target, error) from error
+            raise storage_error(self.target, error) from error
 
     def path(self, name: str) -> Path:
         """Where to write the new file `name`; it becomes part of the package at `commit`."""
-        path = self._stage / _safe(name)
-        with _storage(self.target):
+        path = self._stage / inside(name)
+        with storage(self.target):
             path.parent.mkdir(parents=True, exist_ok=True)
         self._fresh.add(name)
         return path
@@ -248,7 +249,7 @@ class PackageWriter:
     def write(self, name: str, data: bytes) -> None:
         """Add a file with these bytes, listed in the manifest. Raises StorageError."""
         path = self.path(name)
-        with _storage(self.target):
+        with storage(self.target):
             path.write_bytes(data)
         self._files[name] = self._entry(name)
 
@@ -297,23 +298,23 @@ class PackageWriter:
             base, variants=tuple(self._variants.values()), files=tuple(self._files.values())
         )
         data = encode(final)
-        with _storage(self.target):
+        with storage(self.target):
             self._check_unchanged()
             if self._before is not None:
                 self._link_unchanged(final)
             for name in final.all_files():
-                _sync(self._stage / name)
-            _write_synced(self._stage / MANIFEST, data)
-            _sync(self._stage)
-            with _uninterrupted():
+                sync(self._stage / name)
+            write_synced(self._stage / MANIFEST, data)
+            sync(self._stage)
+            with uninterrupted():
                 self._check_unchanged()
-                _exchange(self._stage, self.target)
-            _sync(self.target.parent)
+                exchange(self._stage, self.target)
+            sync(self.target.parent)
         shutil.rmtree(self._stage, ignore_errors=True)
         return Package(self.target, decode(data, where=self.target.name))
 
     def _entry(self, name: str) -> File:
-        path = self._stage / _safe(name)
+        path = self._stage / inside(name)
         return File(name=name, sha256=sha256_of(path), bytes=path.stat().st_size)
 
     def _link_unchanged(self, final: Manifest) -> None:
@@ -322,7 +323,7 @@ class PackageWriter:
         if reports.is_dir():
             wanted.update(f"{REPORTS}/{p.name}" for p in reports.iterdir() if p.is_file())
         for name in wanted:
-            old, new = self.target / _safe(name), self._stage / _safe(name)
+            old, new = self.target / inside(name), self._stage / inside(name)
             new.parent.mkdir(parents=True, exist_ok=True)
             if new.exists():
                 continue
@@ -346,116 +347,3 @@ class PackageWriter:
             raise UsageError(
                 f"'{self.target.name}' was changed by another command meanwhile; nothing was written. Run again."
             )
-
-
-def _safe(name: str) -> PurePosixPath:
-    """`name` as a path that stays inside the package."""
-    path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
-        raise PackageError(f"File name {name!r} leaves the package, so it is refused.")
-    return path
-
-
-def _sweep(target: Path) -> None:
-    """Remove what killed commands left staged beside `target`."""
-    for stale in target.parent.glob(f".{target.name}.staging-*"):
-        pid = stale.name.rpartition("staging-")[2].partition("-")[0]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(stale, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:  # directories of some network file systems cannot be synced
-        if error.errno not in (errno.EINVAL, errno.EBADF):
-            raise
-    finally:
-        os.close(handle)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _exchange(stage: Path, target: Path) -> None:
-    """Put `stage` in the place of `target`; what was there ends up at `stage`, to be deleted."""
-    if not target.exists():
-        stage.rename(target)
-        return
-    if _renameat2_exchange(stage, target):
-        return
-    aside = stage.with_name(stage.name + "-old")  # no atomic exchange here: two renames, undone on failure
-    target.rename(aside)
-    try:
-        stage.rename(target)
-    except OSError:
-        aside.rename(target)
-        raise
-    aside.rename(stage)
-
-
-def _renameat2_exchange(a: Path, b: Path) -> bool:
-    """Linux's atomic exchange of two paths; False where the kernel or file system has none."""
-    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if call is None:
-        return False
-    at_fdcwd, exchange = -100, 2
-    if call(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), exchange) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
-        return False
-    raise OSError(code, os.strerror(code), str(b))
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back for the few microseconds of the exchange."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _frame: held.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if held:
-        raise KeyboardInterrupt
-
-
-def _storage_error(target: Path, error: OSError) -> StorageError:
-    what = {
-        errno.ENOSPC: "the disk is full; free some space",
-        errno.EDQUOT: "the disk quota is used up; free some space",
-        errno.EFBIG: "a file would pass the size limit; raise it",
-        errno.EACCES: "no permission to write there; choose another folder",
-        errno.EPERM: "no permission to write there; choose another folder",
-        errno.EROFS: "the file system is read-only; choose another folder",
-        errno.ENOENT: "its folder does not exist; make it first",
-        errno.ENOTDIR: "its parent is not a folder; choose another place",
-    }.get(error.errno or 0, f"{error.strerror or error}; check the disk")
-    return StorageError(f"'{target}' was not written: {what} and run again. Nothing was changed.")
-
-
-@contextlib.contextmanager
-def _storage(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _storage_error(target, error) from error

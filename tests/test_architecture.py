@@ -15,7 +15,7 @@ from tests.data import ROOT
 PACKAGE = ROOT / "edgekit"
 PLUGINS = ROOT / "plugins_trt"
 
-LEVEL_0 = {"errors", "tensors", "_lazy"}
+LEVEL_0 = {"errors", "tensors", "_files", "_lazy"}
 LEVEL_1 = {"package", "manifest", "recipe", "preprocess", "inputs", "graphs", "rewrite", "targets"}
 STAGES = {"export", "quantize", "engine", "runtime", "telemetry"}
 LEVEL_3 = {"verify", "inference", "inspect", "layers", "bench", "serve", "advise", "doctor"}

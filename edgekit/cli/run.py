@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgekit._files import storage, write_atomic
 from edgekit.cli.output import note, print_json, print_table
-from edgekit.errors import StorageError, UsageError
+from edgekit.errors import UsageError
 from edgekit.inference import Result, gather, infer_files, scores
 from edgekit.package import Package
 from edgekit.runtime.select import choose, open_session
@@ -103,11 +103,5 @@ def _write(path: Path, arrays: Tensors) -> None:
     buffer = io.BytesIO()
     plain: dict[str, Any] = {k: v.astype(str) if v.dtype == object else v for k, v in arrays.items()}
     np.savez_compressed(buffer, **plain)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(buffer.getvalue())
-        partial.replace(path)
-    except OSError as error:
-        raise StorageError(f"'{path}' was not written ({error.strerror}). Free some space and run again.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with storage(path):
+        write_atomic(path, buffer.getvalue())
