@@ -40,16 +40,25 @@ def demo() -> Any:
     return module
 
 
+def _harder(images: np.ndarray, seed: int) -> np.ndarray:
+    torch.manual_seed(seed)
+    noisy = demo()._augment(torch.from_numpy(images)) + 0.25 * torch.randn(images.shape)
+    return np.asarray(noisy.clamp(-1, 1).numpy(), np.float32)
+
+
 @cache
 def hard_test() -> tuple[np.ndarray, np.ndarray]:
     """The test split and augmented copies of it: images (n, 1, 32, 32) and labels."""
     _, _, images, labels = demo().digits()
-    torch.manual_seed(1)
-    copies = [images]
-    for _ in range(TURNS):
-        noisy = demo()._augment(torch.from_numpy(images)) + 0.25 * torch.randn(images.shape)
-        copies.append(noisy.clamp(-1, 1).numpy())
-    return np.concatenate(copies).astype(np.float32), np.concatenate([labels] * (TURNS + 1))
+    copies = [images, *(_harder(images, seed) for seed in range(TURNS))]
+    return np.concatenate(copies), np.concatenate([labels] * (TURNS + 1))
+
+
+def samples(n: int, seed: int) -> dict[str, np.ndarray]:
+    """Training images turned and noised as those of the test are."""
+    train = demo().digits()[0]
+    chosen = train[np.random.default_rng(seed).integers(0, len(train), n)]
+    return {"image": _harder(chosen, seed + 1000)}
 
 
 class MobileNet(nn.Module):
@@ -231,6 +240,6 @@ def recipe(name: str, *, is_hostile: bool = False) -> ModelSpec:
         inputs=(TensorSpec("image", "float32", ("batch", 1, 32, 32)),),
         outputs=("scores",),
         task="classification",
-        samples=demo().samples,
+        samples=samples,
         evaluate=evaluate,
     )

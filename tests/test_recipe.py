@@ -90,7 +90,7 @@ def test_samples_that_do_not_fit_are_refused() -> None:
         spec_with(lambda n, seed: [1]).sample(1, 0)
     with pytest.raises(RecipeError, match="ZeroDivisionError"):
         spec_with(lambda n, seed: 1 / 0).sample(1, 0)
-    with pytest.raises(InputError, match="accepts \\(batch,4\\)"):
+    with pytest.raises(RecipeError, match=r"samples of recipe 'a' do not fit .* accepts \(batch,4\)"):
         spec_with(lambda n, seed: {"x": np.zeros((n, 5), np.float32)}).sample(1, 0)
 
 

@@ -26,11 +26,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.cli.output import bytes_text, note, print_json, print_table, print_text
-from edgekit.errors import UsageError
+from edgekit.errors import ModelError, UsageError
 from edgekit.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from edgekit.package import Package
+
+
+OPSETS = range(18, 24)
+"""What PyTorch's exporter writes, and onnx converts to."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
     """Export, then print what was made. Raises what `edgekit.export.build.export` raises."""
     if args.tolerance is not None and not args.tolerance >= 0:
         raise UsageError(f"--tolerance {args.tolerance} is not usable; expected a positive number such as 1e-4.")
+    if args.opset is not None and args.opset not in OPSETS:
+        raise UsageError(f"--opset {args.opset} is not usable; expected {OPSETS[0]} to {OPSETS[-1]}.")
     inputs = [parse_input(text) for text in args.input]
     from edgekit.export.build import export
     from edgekit.export.declared import Declared
@@ -98,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse_input(text: str) -> TensorSpec:
-    """An `--input`: NAME:DTYPE:DIMS, dimensions a size or a name. Raises UsageError."""
+    """An `--input`: NAME:DTYPE:DIMS, dimensions a size or a name, none for a scalar. Raises UsageError."""
     parts = text.rsplit(":", 2)
     dims = [d.strip() for d in parts[-1].split(",")] if len(parts) == 3 and parts[-1] else []
     if len(parts) != 3 or not parts[0] or not all(dims):
@@ -108,7 +114,10 @@ def parse_input(text: str) -> TensorSpec:
     for dim in dims:
         if not (dim.isdigit() and int(dim) > 0) and not dim.isidentifier():
             raise UsageError(f"--input '{text}' has dimension '{dim}'; expected a size or a name.")
-    return TensorSpec(parts[0], parts[1], tuple(int(d) if d.isdigit() else d for d in dims))
+    try:
+        return TensorSpec(parts[0], parts[1], tuple(int(d) if d.isdigit() else d for d in dims))
+    except ModelError as error:
+        raise UsageError(f"--input '{text}' is not usable: {error}") from error
 
 
 def _show(package: Package) -> None:

@@ -27,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method", metavar="M", help="minmax, percentile, entropy or mse (default: the one with the least error)"
     )
+    parser.add_argument("--plain", action="store_true", help="only ranges and rounding, no accuracy recovery")
+    parser.add_argument(
+        "--sensitivity", action="store_true", help="measure each layer alone in INT8: reports/sensitivity.json and .png"
+    )
     parser.add_argument("--force", action="store_true", help="replace a variant that exists")
 
 
@@ -60,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
             samples=args.samples,
             max_drop=args.max_drop,
             method=args.method,
+            plain=args.plain,
+            sensitivity=args.sensitivity,
             force=args.force,
             progress=on_progress,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 from collections.abc import Callable, Iterator, Sequence
@@ -67,13 +68,14 @@ def export(
         StorageError: the package cannot be written; nothing is left behind.
     """
     declared = declared or Declared()
-    writer = create(output, force=force) if output is not None else None  # before anything slow
-    found = read_source(source, inputs)
-    name = declared.name or (found.spec.name if found.spec else found.name)
-    if writer is None:
-        writer = create(f"{check_name(name)}.edge", force=force)
     options = Options(opset=opset, static=static, dynamic_batch=dynamic_batch, samples=samples, limit=external_bytes)
-    with writer:
+    with contextlib.ExitStack() as stack:
+        # the output is opened before anything slow, or anything of the recipe, runs
+        writer = stack.enter_context(create(output, force=force)) if output is not None else None
+        found = read_source(source, inputs)
+        if writer is None:
+            name = check_name(declared.name or (found.spec.name if found.spec else found.name))
+            writer = stack.enter_context(create(f"{name}.edge", force=force))
         best: _Checked | None = None
         reasons: list[str] = []
         candidates = _candidates(found, declared, options, note)

@@ -18,8 +18,6 @@ DEFAULT_OPSET = 18
 """The operator set that the exporter's translations are written in (newer ones are converted from it); ONNX Runtime
 1.14+ and the parsers of TensorRT 8.6 to 11 read it."""
 
-OPSETS = range(18, 24)
-
 MODULE_KEY = "pkg.torch.onnx.name_scopes"
 """Node metadata: the names of the PyTorch modules around the node, as the text of a list."""
 

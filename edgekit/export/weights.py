@@ -75,7 +75,9 @@ def _read_checkpoint(file: Path) -> Any:
             warnings.simplefilter("ignore")  # about old pickle protocols: what matters is whether it loads
             return torch.load(str(file), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "eights" not in str(error):
+        with file.open("rb") as opened:
+            bare_pickle = opened.read(1) == b"\x80"
+        if "GLOBAL" not in str(error) and not bare_pickle:
             raise _unreadable(file) from error
         raise ModelError(
             f"'{file.name}' holds more than plain weights and could run code when loaded, so it was not loaded. "

@@ -37,16 +37,22 @@ def quiet(what: str, done: int, total: int) -> None:
 
 
 @contextmanager
-def model_session(model: onnx.ModelProto, *, threads: int | None = None, name: str = "onnx") -> Iterator[OrtSession]:
-    """`model` in ONNX Runtime; through a temporary file when it is too large for one message."""
+def model_session(
+    model: onnx.ModelProto, *, threads: int | None = None, name: str = "onnx", literal: bool = False
+) -> Iterator[OrtSession]:
+    """`model` in ONNX Runtime; through a temporary file when it is too large for one message.
+
+    `literal` runs the graph as it is written, with no fusion: Q/DQ pairs are then simulated in float, which is what
+    TensorRT's form must be judged by (fused on a CPU without VNNI, its full-range weights would saturate).
+    """
     if weight_bytes(model) < EXTERNAL_BYTES:
-        with OrtSession(model.SerializeToString(), variant=name, threads=threads) as session:
+        with OrtSession(model.SerializeToString(), variant=name, threads=threads, optimize=not literal) as session:
             yield session
         return
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         path = Path(folder) / "model.onnx"
         save_model(model, path)
-        with OrtSession(path, variant=name, threads=threads) as session:
+        with OrtSession(path, variant=name, threads=threads, optimize=not literal) as session:
             yield session
 
 

@@ -216,17 +216,18 @@ def _column_peaks(node: Any, weight: Array) -> Array:
 
 def _rescale(graph: Graph, group: Group, factor: Array) -> None:
     for node in group.makers:
-        _divide_output(graph, node, factor)
+        divide_output(graph, node, factor)
     for node, index in group.offsets:
         value = graph.constants[node.input[index]]
         shape = [-1] + [1] * (value.ndim - 2) if group.axis == 1 and value.ndim > 1 else [-1]
-        scaled = value / factor.reshape(shape) if value.size > 1 else value / factor.reshape(shape)
+        scaled = value / factor.reshape(shape)
         node.input[index] = graph.constant(f"{node.input[index]}_equal", scaled.astype(np.float32))
     for node in group.readers:
         _multiply_input(graph, node, factor)
 
 
-def _divide_output(graph: Graph, node: Any, factor: Array) -> None:
+def divide_output(graph: Graph, node: Any, factor: Array) -> None:
+    """Divide the output channels of a product or a LayerNormalization by `factor`, in its weights and bias."""
     norm = node.op_type == "LayerNormalization"
     for i in (1, 2):
         if i >= len(node.input) or not node.input[i]:

@@ -42,9 +42,7 @@ def input_means(model: onnx.ModelProto, data: CalibrationData, *, progress: Prog
     return {name: np.asarray(means.sums[name] / means.counts[name]) for name in means.sums}
 
 
-def bias_corrected(
-    model: onnx.ModelProto, means: Mapping[str, Array], rounded: Mapping[str, Array]
-) -> onnx.ModelProto:
+def bias_corrected(model: onnx.ModelProto, means: Mapping[str, Array], rounded: Mapping[str, Array]) -> onnx.ModelProto:
     """`model` with biases that undo the mean error of `rounded`: node name -> dequantised weights.
 
     Products without a bias get one (a MatMul, the constant of the Add after it, where there is one).
@@ -84,4 +82,6 @@ def _add_after(graph: Graph, node: Any, shift: Array) -> None:
     name = after.input[index]
     if graph.is_float(name) and graph.constants[name].size == shift.size:
         value = graph.constants[name]
-        after.input[index] = graph.constant(f"{name}_corrected", (value + shift.reshape(value.shape)).astype(np.float32))
+        after.input[index] = graph.constant(
+            f"{name}_corrected", (value + shift.reshape(value.shape)).astype(np.float32)
+        )

@@ -55,14 +55,14 @@ class Judge:
         self._baseline = self._metrics(model)
         self.measure = next(iter(self._baseline), "top-1 agreement" if self.classes else "output error")
 
-    def gap(self, model: onnx.ModelProto) -> Gap:
+    def gap(self, model: onnx.ModelProto, *, literal: bool = False) -> Gap:
         """How far `model` is from the float one on the rows kept for judging."""
-        return gap(self._reference, outputs_of(model, self._rows), classes=self.classes)
+        return gap(self._reference, outputs_of(model, self._rows, literal=literal), classes=self.classes)
 
-    def verdict(self, model: onnx.ModelProto) -> Verdict:
-        """`model` on all rows and on the recipe's metric."""
-        found = gap(self._whole, outputs_of(model, self._data), classes=self.classes)
-        metrics = self._metrics(model)
+    def verdict(self, model: onnx.ModelProto, *, literal: bool = False) -> Verdict:
+        """`model` on all rows and on the recipe's metric; `literal` as for `model_session`."""
+        found = gap(self._whole, outputs_of(model, self._data, literal=literal), classes=self.classes)
+        metrics = self._metrics(model, literal=literal)
         if metrics:
             before, after = self._baseline[self.measure], metrics[self.measure]
             drop = 100 * (before - after if self._higher else after - before)
@@ -74,8 +74,8 @@ class Judge:
             drop = 100 * after
         return Verdict(found, metrics, before, after, drop, drop <= self.budget + 1e-9)
 
-    def _metrics(self, model: onnx.ModelProto) -> dict[str, float]:
+    def _metrics(self, model: onnx.ModelProto, *, literal: bool = False) -> dict[str, float]:
         if self._recipe is None:
             return {}
-        with model_session(model) as session:
+        with model_session(model, literal=literal) as session:
             return metrics_of(self._recipe, session.run, samples=self.metric_samples)

@@ -62,7 +62,9 @@ def _product_faults(graph: Graph, node: Any) -> list[str]:
         scale = graph.constants.get(weight.input[1])
         rank = graph.constants[weight.input[0]].ndim
         if scale is not None and scale.size > 1 and attribute(weight, "axis", 1) % rank != weight_axis(node) % rank:
-            out.append(f"{_name(node)} has weight scales along axis {attribute(weight, 'axis', 1)}, not {weight_axis(node)}.")
+            out.append(
+                f"{_name(node)} has weight scales along axis {attribute(weight, 'axis', 1)}, not {weight_axis(node)}."
+            )
         if makers[0] is None or makers[0].op_type != "DequantizeLinear":
             out.append(f"{_name(node)} has a quantised weight but a float input: it would run in float.")
     return out

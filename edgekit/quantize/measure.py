@@ -38,9 +38,11 @@ class Gap:
     agreement: float | None
 
 
-def outputs_of(model: onnx.ModelProto, data: CalibrationData, *, threads: int | None = None) -> Tensors:
-    """All outputs of `model` on `data`."""
-    with model_session(model, threads=threads) as session:
+def outputs_of(
+    model: onnx.ModelProto, data: CalibrationData, *, threads: int | None = None, literal: bool = False
+) -> Tensors:
+    """All outputs of `model` on `data`; `literal` as for `model_session`."""
+    with model_session(model, threads=threads, literal=literal) as session:
         return run_in_batches(session.run, data.inputs, inputs=session.inputs, outputs=session.outputs, size=MAX_ROWS)
 
 

@@ -20,6 +20,8 @@ MINIMUM_OPSET = 13
 
 _TARGET_OPSET = 17
 
+_FOLDABLE = ("Cast", "Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+
 
 def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     """`model` with constants as initializers, BatchNorm folded, no Dropout or Identity, every node named.
@@ -46,6 +48,8 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
             node.name = graph.fresh(f"{node.op_type}_{i}")
     _constants(graph)
     _bypass(graph)
+    _fold_constants(graph, opset_of(model))
+    _average_pools(graph, opset_of(model))
     _fold_batch_norms(graph)
     _fold_gemm_factors(graph)
     return graph.model()
@@ -77,6 +81,50 @@ def _constants(graph: Graph) -> None:
             graph.constants[node.output[0]] = _dequantized(node, graph)
             graph.remove(node)
     graph.refresh()
+
+
+def _fold_constants(graph: Graph, opset: int) -> None:
+    """Evaluate what depends on constants only, in the graph's order (recurrent weights are often sliced so)."""
+    onnx = require("onnx", why="quantize models")
+    evaluator = require("onnx.reference", why="quantize models").ReferenceEvaluator
+    for node in list(graph.nodes):
+        given = [i for i in node.input if i]
+        if node.op_type not in _FOLDABLE or not given or any(i not in graph.constants for i in given):
+            continue
+        inputs = [onnx.helper.make_tensor_value_info(i, 0, None) for i in dict.fromkeys(given)]
+        for value in inputs:
+            value.type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(graph.constants[value.name].dtype)
+        outputs = [onnx.helper.make_empty_tensor_value_info(o) for o in node.output if o]
+        if any(o.name in graph.outputs for o in outputs):
+            continue
+        alone = onnx.helper.make_model(
+            onnx.helper.make_graph([node], "fold", inputs, outputs), opset_imports=[onnx.helper.make_opsetid("", opset)]
+        )
+        results = evaluator(alone).run(None, {i: graph.constants[i] for i in given})
+        for output, value in zip(outputs, results):
+            graph.constants[output.name] = np.asarray(value)
+        graph.remove(node)
+    graph.refresh()
+
+
+def _average_pools(graph: Graph, opset: int) -> None:
+    """A mean over all positions of an image is a GlobalAveragePool, which has an eight-bit kernel."""
+    for node in list(graph.nodes):
+        source = graph.producer.get(node.input[0]) if node.op_type == "ReduceMean" else None
+        while source is not None and source.op_type in ("Relu", "Add", "Clip"):
+            source = graph.producer.get(source.input[0])
+        if source is None or source.op_type != "Conv":
+            continue
+        axes = attribute(node, "axes") if len(node.input) < 2 else graph.constants.get(node.input[1])
+        rank = graph.constants[source.input[1]].ndim if source.input[1] in graph.constants else 0
+        if axes is None or sorted(int(a) % max(rank, 1) for a in axes) != list(range(2, rank)):
+            continue
+        pooled = node.output[0] if attribute(node, "keepdims", 1) else graph.fresh(f"{node.output[0]}_pooled")
+        graph.remove(node)
+        graph.node("GlobalAveragePool", [node.input[0]], [pooled])
+        if pooled != node.output[0]:
+            graph.node("Flatten", [pooled], [node.output[0]])
+        graph.refresh()
 
 
 def _dequantized(node: Any, graph: Graph) -> Array:

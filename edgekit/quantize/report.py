@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from edgekit.quantize.measure import Gap
+from edgekit.quantize.sensitivity import LayerSensitivity
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +33,19 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
         return cls(step=step, error=gap.error, agreement=gap.agreement, **fields)  # type: ignore[arg-type]
 
 
+class VariantResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One variant, measured on all calibration rows (and by the recipe's metric); `speed_up` is over fp32 here."""
+
+    id: str
+    bytes: int
+    result: float
+    drop: float
+    agreement: float | None
+    error: float
+    within_budget: bool
+    speed_up: float | None = None
+
+
 class QuantizeReport(msgspec.Struct, frozen=True, kw_only=True):
     """The result of one `quantize`.
 
@@ -41,6 +55,8 @@ class QuantizeReport(msgspec.Struct, frozen=True, kw_only=True):
         reference, result: the measure for the float model and for the variant.
         drop, budget: loss and largest loss, in points.
         calibrated_on: the data, in words, with the number of rows.
+        variants: every variant that was made; the fields above are of the first.
+        layers: sensitivity of each layer, when it was asked for.
         attempts: all that was tried, in order.
         warnings: what the user should know.
         wall_s: seconds that it took.
@@ -59,6 +75,8 @@ class QuantizeReport(msgspec.Struct, frozen=True, kw_only=True):
     calibrated_on: str
     samples: int
     bytes: int
+    variants: tuple[VariantResult, ...]
+    layers: tuple[LayerSensitivity, ...]
     attempts: tuple[Attempt, ...]
     warnings: tuple[str, ...] = ()
     wall_s: float = 0.0

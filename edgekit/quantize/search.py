@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from edgekit.errors import UsageError
-from edgekit.quantize.calibrate import Progress, histograms
-from edgekit.quantize.channels import channel_groups, channel_peaks, equalized
+from edgekit.quantize.attention import attention_equalized, attention_links
+from edgekit.quantize.calibrate import Progress, histograms, observe
+from edgekit.quantize.channels import ChannelPeaks, channel_groups, channel_peaks, equalized
 from edgekit.quantize.correct import input_means
 from edgekit.quantize.data import CalibrationData
 from edgekit.quantize.graph import Graph
-from edgekit.quantize.judge import Judge
+from edgekit.quantize.judge import Judge, Verdict
 from edgekit.quantize.placement import candidates, place
 from edgekit.quantize.ranges import METHODS, Histogram, Method
 from edgekit.quantize.report import Attempt
 from edgekit.quantize.rounding import compensated_weights
 from edgekit.quantize.scheme import Scheme
+from edgekit.quantize.sensitivity import sensitivities
 from edgekit.quantize.trt import trt_edges, trt_products
 
 if TYPE_CHECKING:
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
 
 NEGLIGIBLE = 1e-6
 """Output error (share of power) below which nothing is worth trying."""
+
+SAME_FUNCTION = 1e-6
+"""Output error of a rescaled float model above which it is another function."""
+
+MOST_FLOATS = 16
+"""Layers that may be left in float for the sake of accuracy, and never more than half of them."""
 
 _STRENGTHS = (0.5, 0.8)
 
@@ -68,9 +76,15 @@ class Search:
 
 
 def best_scheme(
-    model: onnx.ModelProto, data: CalibrationData, judge: Judge, *, method: Method | None, progress: Progress
+    model: onnx.ModelProto,
+    data: CalibrationData,
+    judge: Judge,
+    *,
+    method: Method | None,
+    progress: Progress,
+    plain: bool = False,
 ) -> Search:
-    """The best way to quantise `model` (prepared), by `judge`.
+    """The best way to quantise `model` (prepared), by `judge`; `plain` stops at ranges.
 
     Raises:
         UsageError: the model has no product that could run in eight bits.
@@ -82,13 +96,33 @@ def best_scheme(
     search = Search(used, judge, progress)
     methods = [method] if method else list(METHODS)
     _ranges(search, model, methods)
+    if plain:
+        return search
     if search.error > NEGLIGIBLE:
         _equalize(search, methods, only="conv", what="cross-layer equalisation")
         _equalize(search, methods, only="norm", what="smoothing")
+        _equalize_attention(search, methods)
     if search.error > NEGLIGIBLE:
         _round(search)
         _correct(search)
     return search
+
+
+def leave_float(search: Search, verdict: Verdict) -> Verdict:
+    """Leave the most sensitive layers in float, one after the other, until `verdict` is within its budget.
+
+    A layer stays in eight bits if the error does not fall without it. Returns the last verdict.
+    """
+    ranked = sensitivities(search.scheme, search.judge, progress=search.progress)
+    room = min(MOST_FLOATS, len(ranked) // 2 - len(search.scheme.floats))
+    for layer in ranked[: max(0, room)]:
+        floats = search.scheme.floats | {layer.node}
+        if not search.attempt(f"{layer.node} in float", replace(search.scheme, floats=floats)):
+            continue
+        verdict = search.judge.verdict(search.scheme.for_cpu())
+        if verdict.within:
+            break
+    return verdict
 
 
 def _ranges(search: Search, model: onnx.ModelProto, methods: Sequence[Method]) -> None:
@@ -112,6 +146,30 @@ def _equalize(search: Search, methods: Sequence[Method], *, only: str, what: str
         seen = histograms(changed, list(search.scheme.seen), search.data, progress=search.progress)
         steps += [
             (f"{what} {strength:g}, {m} ranges", replace(search.scheme, model=changed, seen=seen, method=m))
+            for m in methods
+        ]
+    search.one_of(steps)
+
+
+def _equalize_attention(search: Search, methods: Sequence[Method]) -> None:
+    model = search.scheme.model
+    links = attention_links(model, search.data)
+    if not links:
+        return
+    nodes = {n.name: n for n in model.graph.node}
+    collector = ChannelPeaks({nodes[link.reader].input[0]: -1 for link in links})
+    observe(model, list(collector.axes), search.data, collector, progress=search.progress, what="channels")
+    steps = []
+    for strength in _STRENGTHS:
+        changed = attention_equalized(model, links, collector.peaks, strength=strength)
+        if search.judge.gap(changed).error > SAME_FUNCTION:
+            continue
+        seen = histograms(changed, list(search.scheme.seen), search.data, progress=search.progress)
+        steps += [
+            (
+                f"attention equalisation {strength:g}, {m} ranges",
+                replace(search.scheme, model=changed, seen=seen, method=m),
+            )
             for m in methods
         ]
     search.one_of(steps)
@@ -141,7 +199,7 @@ def observed(model: onnx.ModelProto) -> list[str]:
     return [name for name in order if name in names]
 
 
-def warnings_of(seen: dict[str, Histogram] | Any) -> list[str]:
+def warnings_of(seen: Mapping[str, Histogram]) -> list[str]:
     """What the distributions say about the calibration data."""
     flat = [name for name, h in seen.items() if h.low == h.high]
     if not flat:

@@ -48,7 +48,8 @@ def _pays(graph: Graph, node: Any, shapes: Mapping[str, Any]) -> bool:
     if weight.ndim != 2 or min(weight.shape) < SMALLEST_SIDE or attribute(node, "transA", 0):
         return False
     dims = shapes.get(node.output[0])
-    return not dims or math.prod(d.dim_value or 2 for d in dims[:-1]) > 1
+    rows = math.prod(int(d.dim_value) or 2 for d in dims[:-1]) if dims else 2
+    return rows > 1
 
 
 def trt_edges(graph: Graph, products: Collection[str]) -> dict[tuple[str, int], str]:

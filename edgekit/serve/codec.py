@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -204,6 +205,8 @@ def encode_response(response: InferResponse) -> tuple[list[bytes | memoryview], 
     Raises:
         InputError: an output cannot be written as JSON; the client can ask for binary data.
     """
+    if not response.id and response.outputs and all(out.binary for out in response.outputs):
+        return _encode_binary(response)
     heads, raws = [], []
     for out in response.outputs:
         head = _ResponseOutput(out.name, out.datatype, out.value.shape)
@@ -215,4 +218,25 @@ def encode_response(response: InferResponse) -> tuple[list[bytes | memoryview], 
             head.data = json_from_array(out.name, out.datatype, out.value)
         heads.append(head)
     text = _encode(_Response(response.model, response.version, heads, response.id))
-    return [text, *raws], len(text) if any(out.binary for out in response.outputs) else None
+    return [text, *raws], len(text) if raws else None
+
+
+def _encode_binary(response: InferResponse) -> tuple[list[bytes | memoryview], int | None]:
+    """The usual answer: its JSON part repeats from request to request, so it is written once."""
+    parts: list[bytes | memoryview] = [b""]
+    tensors = []
+    for out in response.outputs:
+        raw = raw_from_array(out.datatype, out.value)
+        parts.append(raw)
+        tensors.append((out.name, out.datatype, out.value.shape, len(raw)))
+    parts[0] = _binary_head(response.model, response.version, tuple(tensors))
+    return parts, len(parts[0])
+
+
+@lru_cache(maxsize=256)
+def _binary_head(model: str, version: str, tensors: tuple[tuple[str, str, tuple[int, ...], int], ...]) -> bytes:
+    """The JSON part of an answer that is otherwise raw tensors: name, datatype, shape and bytes of each."""
+    heads = [
+        _ResponseOutput(name, datatype, shape, {"binary_data_size": size}) for name, datatype, shape, size in tensors
+    ]
+    return _encode(_Response(model, version, heads))

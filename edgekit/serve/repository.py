@@ -12,6 +12,7 @@ from edgekit.package import MANIFEST, Package
 from edgekit.runtime.select import choose, open_session
 from edgekit.runtime.session import Session
 from edgekit.serve.messages import RequestError
+from edgekit.serve.reader import RequestReader
 from edgekit.serve.selftest import self_test
 from edgekit.serve.stats import Stats
 from edgekit.serve.worker import INLINE_S, QUEUE_LIMIT, Cost, Worker, measure
@@ -54,6 +55,7 @@ class Model:
         self.input_specs = {s.name: s for s in self.inputs}
         self.output_specs = {s.name: s for s in self.outputs}
         self.datatypes = {s.name: dtype_of(s.dtype).oip for s in self.outputs}
+        self.reader = RequestReader(self.input_specs)
         self.stats = Stats()
         if cost is None and sample is not None:
             cost = measure(session, sample)

@@ -15,7 +15,7 @@ import msgspec
 
 from edgekit.errors import EdgekitError, InputError
 from edgekit.serve.app import App
-from edgekit.serve.codec import decode_request, encode_response, header_length_of
+from edgekit.serve.codec import encode_response, header_length_of
 from edgekit.serve.compress import MIN_BYTES, accepted, compress, decompress
 from edgekit.serve.messages import InferResponse, RequestError
 from edgekit.serve.worker import Post
@@ -185,7 +185,7 @@ class Routes:
         header_length = None if length is None else header_length_of(length)
 
         def start(body: bytes) -> None:
-            inference = decode_request(body, header_length, model.input_specs)
+            inference = model.reader.read(body, header_length)
             self._app.infer(model, inference, answer, self._post, request.arrived_ns or time.perf_counter_ns())
 
         def answer(result: InferResponse | Exception) -> None:

@@ -14,6 +14,9 @@ MAX_ERROR_QUANTIZED = 0.6
 """Largest error of an output relative to its reference (2-norms): a loaded model beyond it is another model, or broken.
 Whether a variant is good is not asked here but by `edgekit verify`."""
 
+BATCH = 4
+"""Samples a run: the runtime keeps the memory of its largest run for as long as it serves."""
+
 
 def self_test(session: Session, samples: Samples, *, precision: str, name: str) -> None:
     """Run the package's samples and compare with the stored outputs of the reference.
@@ -22,7 +25,7 @@ def self_test(session: Session, samples: Samples, *, precision: str, name: str) 
         CheckError: an output is far from the reference, or not finite where the reference is.
         BackendError, InputError: the model does not run on the package's own samples.
     """
-    got = run_in_batches(session.run, samples.inputs, inputs=session.inputs, outputs=session.outputs)
+    got = run_in_batches(session.run, samples.inputs, inputs=session.inputs, outputs=session.outputs, size=BATCH)
     wrong = wrong_output(got, samples.outputs, limit=MAX_ERROR.get(precision, MAX_ERROR_QUANTIZED))
     if wrong:
         raise CheckError(

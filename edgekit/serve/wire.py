@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated, Any
@@ -180,10 +181,11 @@ def raw_from_array(datatype: str, value: Array) -> bytes | memoryview:
             text = item if isinstance(item, bytes) else str(item).encode()
             parts += [_LENGTH.pack(len(text)), text]
         return b"".join(parts)
-    little = np.ascontiguousarray(value, value.dtype.newbyteorder("<"))
-    if little.nbytes < 1 << 16:
-        return little.tobytes()
-    return little.reshape(-1).view(np.uint8).data
+    if sys.byteorder == "big":
+        value = value.astype(value.dtype.newbyteorder("<"))
+    if value.nbytes < 1 << 16:
+        return value.tobytes()
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
 
 
 def json_from_array(name: str, datatype: str, value: Array) -> list[Any]:

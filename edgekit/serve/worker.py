@@ -33,7 +33,8 @@ class Cost:
 
     def of(self, feed: Feed) -> float:
         """Seconds that `feed` will take, taking time to grow with bytes and never to shrink."""
-        return self.latency_s * max(1.0, size_of(feed) / max(1, self.feed_bytes))
+        size = size_of(feed)
+        return self.latency_s if size <= self.feed_bytes else self.latency_s * size / max(1, self.feed_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,10 @@ Done: TypeAlias = Callable[[Outcome], None]
 
 def size_of(feed: Feed) -> int:
     """Bytes of all tensors in `feed` (8 a string)."""
-    return sum(value.nbytes for value in feed.values())
+    size = 0
+    for value in feed.values():
+        size += value.nbytes
+    return size
 
 
 def measure(session: Session, feed: Feed, *, runs: int = 15, budget_s: float = 0.03) -> Cost:
@@ -87,7 +91,7 @@ class Worker:
         Raises:
             RequestError: too many requests wait already (503).
         """
-        if self.inline and self._cost is not None and self._cost.of(feed) <= INLINE_S:
+        if self._cost is not None and self._cost.of(feed) <= INLINE_S:
             done(self._run(feed, time.perf_counter_ns()))
             return
         if self._jobs.qsize() >= self._limit:

@@ -56,9 +56,9 @@ def test_it_loads_neither_torch_nor_onnx_nor_plotting(tiny: Package) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_requests_in_flight_finish(tmp_path: Path, number: signal.Signals) -> None:
-    width = 1 << 20
+    rows, width = 3, 1 << 20
+    size = rows * width * 4
     with served(wide_package(tmp_path / "wide.edge", width).path) as running, Client(running.url) as client:
-        rows = 3
         head = infer_body(
             {
                 "name": "x",
@@ -68,13 +68,13 @@ def test_a_signal_lets_requests_in_flight_finish(tmp_path: Path, number: signal.
             },
             parameters={"binary_data_output": True},
         )
-        lines = f"Content-Length: {len(head) + rows * width * 4}\r\nInference-Header-Content-Length: {len(head)}\r\n"
+        lines = f"Content-Length: {len(head) + size}\r\nInference-Header-Content-Length: {len(head)}\r\n"
         client.send(f"POST /v2/models/wide/infer HTTP/1.1\r\nHost: a\r\n{lines}\r\n".encode() + head)
-        client.send(bytes(rows * width * 4))
+        client.send(bytes(size))
         running.process.send_signal(number)
         answer = client.read()
         assert answer.status == 200
-        assert len(answer.body) > rows * width * 4
+        assert len(answer.body) > size
         assert client.closed()
         assert running.process.wait(timeout=20) == 0
 

@@ -78,4 +78,13 @@ def operators(proto: onnx.ModelProto) -> list[str]:
 
 def left_behind(folder: Path) -> list[str]:
     """What an export that failed left in `folder` (recipes and caches of Python apart)."""
-    return sorted(p.name for p in folder.iterdir() if p.suffix not in (".py", ".onnx", ".pt2") and p.name != "__pycache__")
+    return sorted(
+        p.name for p in folder.iterdir() if p.suffix not in (".py", ".onnx", ".pt2") and p.name != "__pycache__"
+    )
+
+
+def unfolded(proto: onnx.ModelProto) -> list[str]:
+    """BatchNormalization nodes that directly follow a layer that could hold them."""
+    makers = {o: n.op_type for n in proto.graph.node for o in n.output}
+    norms = [n for n in proto.graph.node if n.op_type == "BatchNormalization"]
+    return [n.name for n in norms if makers.get(n.input[0]) in ("Conv", "ConvTranspose", "Gemm")]

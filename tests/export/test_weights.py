@@ -39,7 +39,9 @@ def test_safetensors_and_checkpoints_load_into_a_module(tmp_path: Path) -> None:
 def test_real_checkpoints_with_other_content_are_unwrapped() -> None:
     tensors = read_weights(data_path("clf_cifar10_resnet_pytorch/resnet20-12fca82f.th"))
     assert "conv1.weight" in tensors
-    assert read_weights(data_path("clf_mobilenet_v1_025_pytorch/mobilenetV1X0.25_pretrain.tar"))["fc.bias"].shape == (1000,)
+    assert read_weights(data_path("clf_mobilenet_v1_025_pytorch/mobilenetV1X0.25_pretrain.tar"))["fc.bias"].shape == (
+        1000,
+    )
 
 
 @pytest.mark.parametrize("how", ["torch", "pickle"])

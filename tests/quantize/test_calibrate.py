@@ -5,7 +5,6 @@ import pytest
 
 from edgekit.errors import CheckError
 from edgekit.quantize.calibrate import RangeCollector, histograms, observe
-from edgekit.quantize.graph import Graph
 from edgekit.quantize.prepare import prepared
 from edgekit.quantize.search import observed
 from tests.quantize.nets import conv_net, images
@@ -22,7 +21,7 @@ def test_histograms_hold_every_value_of_every_row() -> None:
 
 
 def test_all_tensors_that_a_placement_needs_are_observed() -> None:
-    names = observed(Graph(prepared(conv_net())))
+    names = observed(prepared(conv_net()))
     assert names[0] == "x"
     assert {"a1", "a2", "a3", "f"} <= set(names)
     assert "c1" not in names, "what is before a fused activation is never quantised"
@@ -30,7 +29,7 @@ def test_all_tensors_that_a_placement_needs_are_observed() -> None:
 
 def test_groups_give_the_same_statistics_as_one_run() -> None:
     model, data = prepared(conv_net()), data_of(images(8))
-    names = observed(Graph(model))
+    names = observed(model)
     whole = RangeCollector()
     observe(model, names, data, whole)
     small = RangeCollector()

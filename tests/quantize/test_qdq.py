@@ -7,12 +7,12 @@ from onnx import helper
 
 from edgekit.quantize.calibrate import histograms
 from edgekit.quantize.data import CalibrationData
-from edgekit.quantize.graph import Graph
 from edgekit.quantize.measure import gap, outputs_of
 from edgekit.quantize.prepare import prepared
 from edgekit.quantize.qdq import affine_u8, cpu_int8
 from edgekit.quantize.ranges import Range
-from edgekit.quantize.search import observed, ranges_of
+from edgekit.quantize.scheme import Scheme
+from edgekit.quantize.search import observed
 from edgekit.tensors import TensorSpec
 from tests.quantize.nets import conv_net, images, mlp_block, model_of, operators, random
 
@@ -26,8 +26,8 @@ def quantized(model: onnx.ModelProto, x: np.ndarray, **options: object) -> tuple
     """The INT8 form of `model` calibrated on `x`, and its error there."""
     ready = prepared(model)
     data = data_of(x)
-    ranges = ranges_of(histograms(ready, observed(Graph(ready)), data), "minmax")
-    made = cpu_int8(ready, ranges, **options)  # type: ignore[arg-type]
+    scheme = Scheme(ready, histograms(ready, observed(ready), data), "minmax")
+    made = cpu_int8(ready, scheme.ranges, **options)  # type: ignore[arg-type]
     onnx.checker.check_model(made, full_check=True)
     return made, gap(outputs_of(ready, data), outputs_of(made, data), classes=False).error
 

@@ -69,7 +69,7 @@ def test_several_threads_share_a_session() -> None:
 
 def test_unnamed_dimensions_are_free() -> None:
     with OrtSession(data_path("style_fns/candy.onnx")) as session:
-        assert session.inputs[0].shape == ("None", 3, 720, 720)
+        assert session.inputs[0].shape == ("inputImage_0", 3, 720, 720)
 
 
 def test_there_is_at_least_one_core() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
 
 from edgekit import __version__
 from tests.serve import packages
 from tests.serve.running import Running, served
-
-with warnings.catch_warnings():  # gevent, which the client stands on, warns of its own internals
-    warnings.simplefilter("ignore")
-    import tritonclient.http as triton
-    from tritonclient.utils import InferenceServerException
 
 NUMPY = {
     **{d: np.dtype(d) for d in packages.DTYPES if d not in ("bfloat16", "string")},

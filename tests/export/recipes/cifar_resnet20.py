@@ -1,9 +1,8 @@
 """ResNet-20 for CIFAR-10 with published weights (He et al., shortcut option A)."""
 
 import numpy as np
-import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from edgekit import ModelSpec, TensorSpec
 from edgekit.export.weights import load_weights
@@ -20,10 +19,10 @@ class Block(nn.Module):
         self.extra = channels - channels_in
 
     def forward(self, x):
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
         if self.extra:
-            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.extra // 2, self.extra // 2))
-        return F.relu(y + x)
+            x = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.extra // 2, self.extra // 2))
+        return functional.relu(y + x)
 
 
 class ResNet20(nn.Module):
@@ -37,7 +36,7 @@ class ResNet20(nn.Module):
         self.linear = nn.Linear(64, 10)
 
     def forward(self, image):
-        y = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(image))))))
+        y = self.layer3(self.layer2(self.layer1(functional.relu(self.bn1(self.conv1(image))))))
         return self.linear(y.mean(dim=(2, 3)))
 
 

@@ -43,9 +43,7 @@ class MobileNetV1(nn.Module):
 
 
 def build():
-    return load_weights(
-        MobileNetV1(), data_folder() / "clf_mobilenet_v1_025_pytorch" / "mobilenetV1X0.25_pretrain.tar"
-    )
+    return load_weights(MobileNetV1(), data_folder() / "clf_mobilenet_v1_025_pytorch" / "mobilenetV1X0.25_pretrain.tar")
 
 
 def samples(n, seed):

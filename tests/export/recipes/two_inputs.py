@@ -1,4 +1,4 @@
-"""Inputs that forward() takes in another order, two named dimensions, a state, a default, and a dictionary of outputs."""
+"""Inputs that forward() takes in another order, two named dimensions, a state, a default, a dictionary of outputs."""
 
 import numpy as np
 import torch

@@ -1,0 +1,172 @@
+"""Makes the variants of one precision: the models, how they were made, and what was tried."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import CheckError
+from edgekit.package import Package
+from edgekit.quantize.calibrate import Progress
+from edgekit.quantize.data import CalibrationData
+from edgekit.quantize.fp16 import half_model
+from edgekit.quantize.graph import Graph
+from edgekit.quantize.judge import Judge, Verdict
+from edgekit.quantize.latency import FASTER, Timing, timed
+from edgekit.quantize.lint import lint_trt
+from edgekit.quantize.placement import candidates
+from edgekit.quantize.qdq import is_depthwise
+from edgekit.quantize.ranges import Method
+from edgekit.quantize.report import Attempt
+from edgekit.quantize.search import Search, best_scheme, leave_float, warnings_of
+from edgekit.quantize.sensitivity import LayerSensitivity, sensitivities
+from edgekit.quantize.store import calibration_of, encoded
+
+if TYPE_CHECKING:
+    import onnx
+
+PRECISIONS: Mapping[str, tuple[str, ...]] = {
+    "int8": ("int8", "int8-trt"),
+    "fp16": ("fp16",),
+}
+"""Precision -> ids of the variants that it gives."""
+
+
+MANY_ROWS = 16
+"""INT8 pays if it is faster for one sample or for a batch of this many."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to go about it; see `quantize_package`."""
+
+    method: Method | None = None
+    plain: bool = False
+    sensitivity: bool = False
+    half_io: bool = False
+
+
+@dataclass(frozen=True)
+class MadeVariant:
+    """One model; `literal` if it is judged as written (see `model_session`), `verdict` if it was judged already."""
+
+    id: str
+    model: onnx.ModelProto
+    settings: dict[str, Any]
+    literal: bool = False
+    verdict: Verdict | None = None
+
+
+@dataclass
+class Made:
+    """All that one `quantize` gives."""
+
+    variants: list[MadeVariant]
+    attempts: list[Attempt]
+    calibration: bytes | None = None
+    layers: list[LayerSensitivity] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def make(
+    package: Package,
+    model: onnx.ModelProto,
+    data: CalibrationData,
+    judge: Judge,
+    *,
+    precision: str,
+    options: Options,
+    progress: Progress,
+) -> Made:
+    """The variants of `precision` from `model` (prepared)."""
+    if precision == "fp16":
+        half = half_model(model)
+        gap = judge.gap(half)
+        return Made([MadeVariant("fp16", half, {})], [Attempt.of("fp16 throughout", gap, kept=True)])
+    return _int8(package, model, data, judge, options, progress)
+
+
+def _int8(
+    package: Package,
+    model: onnx.ModelProto,
+    data: CalibrationData,
+    judge: Judge,
+    options: Options,
+    progress: Progress,
+) -> Made:
+    search = best_scheme(model, data, judge, method=options.method, plain=options.plain, progress=progress)
+    verdict = judge.verdict(search.scheme.for_cpu())
+    if not verdict.within and not options.plain:
+        verdict = leave_float(search, verdict)
+    timing, notes = _worth(search, model, data)
+    scheme = search.scheme
+    cpu = scheme.for_cpu()
+    trt = scheme.for_trt()
+    faults = lint_trt(trt)
+    if faults:
+        raise CheckError(f"The int8-trt graph is not one that TensorRT reads as meant: {faults[0]} Report this.")
+    settings = {
+        "method": scheme.method,
+        "steps": list(scheme.steps),
+        "float_layers": sorted(scheme.floats),
+        "weights": "int8, no overflow of 16-bit sums",
+    }
+    cpu_settings = {**settings, "form": "cpu", **_timing_settings(timing, paid=not notes)}
+    layers = sensitivities(scheme, judge, progress=progress) if options.sensitivity else []
+    return Made(
+        [
+            MadeVariant("int8", cpu, cpu_settings),
+            MadeVariant("int8-trt", trt, {**settings, "form": "trt", "weights": "int8"}, literal=True),
+        ],
+        search.attempts,
+        encoded(calibration_of(package, data, scheme)),
+        layers,
+        [*warnings_of(search.scheme.seen), *notes],
+    )
+
+
+def _timing_settings(timing: Timing, *, paid: bool) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "speed_up": round(timing.speed_up, 3),
+        "latency_ms": {"fp32": round(timing.float_ms, 4), "int8": round(timing.other_ms, 4), "threads": timing.threads},
+    }
+    if not paid:
+        out["not_faster"] = True
+    return out
+
+
+def _worth(search: Search, model: onnx.ModelProto, data: CalibrationData) -> tuple[Timing, list[str]]:
+    """INT8 against float on this machine; depthwise convolutions go back to float if that makes the difference."""
+    timing = timed(model, search.scheme.for_cpu(), data)
+    if timing.speed_up >= FASTER:
+        return timing, []
+    if data.batched and data.count > 1:
+        many = timed(model, search.scheme.for_cpu(), data, rows=MANY_ROWS)
+        if many.speed_up >= FASTER:
+            return timing, []
+    graph = Graph(search.scheme.model)
+    products = set(candidates(graph))
+    thin = {
+        n.name
+        for n in graph.nodes
+        if n.name in products and graph.is_float(n.input[1]) and is_depthwise(n, graph.constants[n.input[1]])
+    }
+    if thin and thin < products:
+        again = replace(search.scheme, floats=search.scheme.floats | thin)
+        faster = timed(model, again.for_cpu(), data)
+        if faster.speed_up >= FASTER and search.attempt("depthwise layers in float, for speed", again):
+            return faster, []
+    return timing, [
+        f"int8 is not faster on this machine ({timing.other_ms:.3g} ms against {timing.float_ms:.3g} ms for fp32 on "
+        f"{timing.threads} threads): {_reason(graph, products, thin)}; it is kept, but not chosen by itself"
+    ]
+
+
+def _reason(graph: Graph, products: set[str], thin: set[str]) -> str:
+    if len(thin) * 3 > len(products):
+        return "most of its time goes to depthwise convolutions, which have little to gain"
+    elsewhere = [n.op_type for n in graph.nodes if n.op_type in ("LSTM", "GRU", "ConvTranspose", "If", "Loop")]
+    if elsewhere:
+        return f"its {elsewhere[0]} nodes stay in float"
+    return "its products are too small to make up for quantising what they read"
