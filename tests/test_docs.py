@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.package import Package
 from tests.data import ROOT
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("**/*.md")])
@@ -46,9 +47,9 @@ def test_the_readmes_commands_run_in_order(tmp_path: Path) -> None:
         subprocess.run([*line.split("#")[0].split(), "-n"], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_the_readmes_python_runs(tmp_path: Path, digits: object) -> None:
+def test_the_readmes_python_runs(tmp_path: Path, digits: Package) -> None:
     shutil.copytree(ROOT / "models", tmp_path / "models")
-    shutil.copytree(digits.path, tmp_path / "digits_cnn.edge")  # type: ignore[attr-defined]
+    assert digits.path == tmp_path / "digits_cnn.edge"
     code = "\n".join(blocks(ROOT / "README.md", "python"))
     assert code
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgekit import ModelSpec, TensorSpec
-from edgekit.errors import InputError, ModelError, RecipeError
+from edgekit.errors import ModelError, RecipeError
 from edgekit.recipe import load_recipe, spec_from_recipe
 
 GOOD = """

@@ -80,15 +80,29 @@ def run(args: argparse.Namespace) -> int:
         for a in report.attempts
     ]
     print_table(["tried", "error>", "agreement %>", "kept"], rows)
+    if report.layers:
+        print_table(
+            ["layer", "module", "error>", "SNR dB>", "in float"],
+            [
+                (s.node, s.module, f"{s.error:.3g}", f"{s.snr_db:.1f}", "yes" if s.left_float else "")
+                for s in report.layers
+            ],
+            title="each layer alone in INT8, the most sensitive first",
+        )
+    for v in report.variants:
+        faster = "" if v.speed_up is None else f", {v.speed_up:.2f} times the speed of fp32 here"
+        print_text(
+            f"{v.id}: {report.measure} {100 * report.reference:.2f} -> {100 * v.result:.2f} "
+            f"({v.drop:+.2f} points lost, budget {report.budget:g}), {bytes_text(v.bytes)}{faster}"
+        )
     print_text(
-        f"{report.variant}: {report.measure} {100 * report.reference:.2f} -> {100 * report.result:.2f} "
-        f"({report.drop:+.2f} points lost, budget {report.budget:g}), {bytes_text(report.bytes)}, "
         f"calibrated on {report.samples} of {report.calibrated_on}, {report.wall_s:.1f} s, "
         f"peak memory {bytes_text(report.peak_bytes)}"
     )
-    if not report.within_budget:
+    over = next((v for v in report.variants if not v.within_budget), None)
+    if over is not None:
         note(
-            f"edgekit: '{report.variant}' loses {report.drop:.2f} points, over its budget of {report.budget:g}; "
+            f"edgekit: '{over.id}' loses {over.drop:.2f} points, over its budget of {report.budget:g}; "
             "it is kept and marked over budget. Give more --samples, another --method or a larger --max-drop."
         )
         return 1

@@ -57,9 +57,11 @@ def onnx_from_file(path: Path, *, opset: int | None, limit: int = EXTERNAL_BYTES
     if removed := drop_initializer_inputs(model):
         notes.append(f"{removed} initializers are no longer inputs")
     if opset is not None and found < opset:
-        newer = upgraded(model, opset) if weight_bytes(model) < limit else None
+        small = weight_bytes(model) < limit
+        newer = upgraded(model, opset) if small else None
         if newer is None:
-            notes.append(f"kept in operator set {found}: it could not be converted to {opset}")
+            why = f"it could not be converted to {opset}" if small else "it is too large for onnx's converter"
+            notes.append(f"kept in operator set {found}: {why}")
         else:
             model = newer
             notes.append(f"converted from operator set {found} to {opset}")

@@ -14,6 +14,7 @@ import numpy as np
 from edgekit._lazy import require
 from edgekit.errors import ModelError, RecipeError
 from edgekit.recipe import call_recipe
+from edgekit.runtime.ort import physical_cores
 from edgekit.tensors import Array, Feed, Tensors, TensorSpec, check_feed
 
 _LOGGERS = (
@@ -87,7 +88,7 @@ class TorchRunner:
         """
         torch = require("torch", why="run the model")
         args, kwargs = self.arguments(check_feed(feed, self.inputs))
-        with torch.inference_mode(), quiet():
+        with torch.inference_mode(), quiet(), _threads(torch, max(1, physical_cores() - 1)):
             result = call_recipe(f"The model of '{self.model}'", lambda: self.module(*args, **kwargs))
         tensors = self._tensors(result)
         return {name: to_numpy(t, name) for name, t in zip(self.names, tensors)}
@@ -111,6 +112,17 @@ class TorchRunner:
                 f"outputs ({', '.join(self.names)}). Make SPEC.outputs name each one."
             )
         return leaves
+
+
+@contextlib.contextmanager
+def _threads(torch: Any, count: int) -> Iterator[None]:
+    """Run on `count` threads: PyTorch's spin at every operator, and stall when something else wants the last core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _default_names(result: Any, count: int, taken: set[str]) -> tuple[str, ...]:

@@ -33,7 +33,8 @@ def trt_products(model: onnx.ModelProto) -> list[str]:
     """Names of the products that pay in INT8 on TensorRT: constant weights, no matrix-vector, no small sides."""
     graph = Graph(model)
     sizes = {d: 1 for s in model_specs(model)[0] for d in s.shape if isinstance(d, str)}
-    shapes = {v.name: v.type.tensor_type.shape.dim for v in infer_shapes(model, sizes).graph.value_info}
+    inferred = infer_shapes(model, sizes).graph
+    shapes = {v.name: v.type.tensor_type.shape.dim for v in (*inferred.value_info, *inferred.output)}
     return [n.name for n in graph.nodes if _pays(graph, n, shapes)]
 
 
@@ -44,7 +45,7 @@ def _pays(graph: Graph, node: Any, shapes: Mapping[str, Any]) -> bool:
     if node.op_type in ("Conv", "ConvTranspose"):
         group = attribute(node, "group", 1)
         sides = (weight.shape[0], weight.shape[1] * group)
-        return min(sides) >= SMALLEST_SIDE
+        return bool(min(sides) >= SMALLEST_SIDE)
     if weight.ndim != 2 or min(weight.shape) < SMALLEST_SIDE or attribute(node, "transA", 0):
         return False
     dims = shapes.get(node.output[0])

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from edgekit.errors import CheckError, UsageError
+from edgekit.package import Package
+from edgekit.quantize.apply import quantize_package
+from edgekit.quantize.calibrate import quiet
+from edgekit.quantize.judge import Judge
+from edgekit.quantize.latency import timed
+from edgekit.quantize.prepare import prepared
+from edgekit.quantize.search import Search, best_scheme, leave_float
+from edgekit.quantize.sensitivity import sensitivities, sensitivity_png
+from edgekit.quantize.store import check_fresh, stale_parts, stored
+from tests.quantize.nets import conv_net, images, model_of
+from tests.quantize.packages import package_of
+from tests.quantize.test_channels import hostile_conv_net
+from tests.quantize.test_qdq import data_of
+
+
+def searched(tmp_path: Path, model: onnx.ModelProto, *, plain: bool = False, budget: float = 5) -> Search:
+    data = data_of(images(32))
+    package = package_of(tmp_path / f"net{plain}.edge", model, data.inputs)
+    ready = prepared(model)
+    judge = Judge(package, ready, data, recipe=None, budget=budget)
+    return best_scheme(ready, data, judge, method=None, progress=quiet, plain=plain)
+
+
+def test_recovery_repairs_a_hostile_net_and_never_makes_a_net_worse(tmp_path: Path) -> None:
+    plain = searched(tmp_path, hostile_conv_net(), plain=True)
+    found = searched(tmp_path, hostile_conv_net())
+    assert found.error < plain.error / 3
+    assert any("equalisation" in step for step in found.scheme.steps)
+    easy, easy_plain = searched(tmp_path / "a", conv_net()), searched(tmp_path / "b", conv_net(), plain=True)
+    assert easy.error <= easy_plain.error
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+
+
+def test_only_one_of_several_alternatives_is_kept(tmp_path: Path) -> None:
+    search = searched(tmp_path, conv_net())
+    ranges = [a for a in search.attempts if a.step.endswith(" ranges") and "," not in a.step]
+    assert len(ranges) == 4
+    assert sum(a.kept for a in ranges) <= 1
+
+
+def test_layers_are_left_in_float_until_the_budget_holds(tmp_path: Path) -> None:
+    search = searched(tmp_path, conv_net(), budget=0)
+    before = search.error
+    verdict = leave_float(search, search.judge.verdict(search.scheme.for_cpu()))
+    assert search.error < before
+    assert 1 <= len(search.scheme.floats) <= 2, "never more than half of four products"
+    assert not verdict.within
+
+
+def test_a_model_without_products_is_refused(tmp_path: Path) -> None:
+    model = model_of([onnx.helper.make_node("Relu", ["x"], ["y"])], {}, {"x": ("batch", 3, 12, 12)}, ["y"])
+    with pytest.raises(UsageError, match="no Conv, Gemm or MatMul"):
+        searched(tmp_path, model)
+
+
+def test_sensitivity_ranks_layers_and_draws_them(tmp_path: Path) -> None:
+    search = searched(tmp_path, conv_net())
+    found = sensitivities(search.scheme, search.judge)
+    assert [s.operator for s in found].count("Conv") == 3
+    assert [s.error for s in found] == sorted((s.error for s in found), reverse=True)
+    assert all(s.snr_db > 20 for s in found)
+    assert sensitivity_png(found).startswith(b"\x89PNG")
+
+
+def test_reports_are_written_on_request(tmp_path: Path) -> None:
+    package = package_of(tmp_path / "net.edge", conv_net(), {"x": images(16)})
+    result = quantize_package(package, sensitivity=True, plain=True, max_drop=100)
+    assert len(result.report.layers) == 4
+    assert (package.path / "reports" / "sensitivity.png").stat().st_size > 1000
+    assert b"snr_db" in (package.path / "reports" / "sensitivity.json").read_bytes()
+
+
+def test_timing_is_of_both_models() -> None:
+    model = prepared(conv_net())
+    timing = timed(model, model, data_of(images(4)))
+    assert timing.float_ms > 0
+    assert timing.other_ms > 0
+
+
+def test_both_forms_come_from_one_calibration_which_is_stored(tmp_path: Path) -> None:
+    package = package_of(tmp_path / "net.edge", conv_net(), {"x": images(32)})
+    made = quantize_package(package, max_drop=100).package
+    assert {"int8", "int8-trt"} <= {v.id for v in made.manifest.variants}
+    assert made.variant("int8").settings["steps"] == made.variant("int8-trt").settings["steps"]
+    calibration = stored(made)
+    assert calibration is not None
+    assert calibration.weights_sha256 == made.reference.sha256
+    assert calibration.ranges["x"].low == pytest.approx(float(images(32)[np.arange(32) % 4 != 3].min()), rel=0.3)
+    assert calibration.ranges["x"].peak >= 0.9 * calibration.ranges["x"].high
+
+
+def test_a_stale_calibration_is_refused_by_name(tmp_path: Path) -> None:
+    made = quantize_package(
+        package_of(tmp_path / "net.edge", conv_net(), {"x": images(32)}), plain=True, max_drop=100
+    ).package
+    calibration = stored(made)
+    assert calibration is not None
+    data = data_of(images(32))
+    check_fresh(calibration, made, data)
+    other: Package = package_of(tmp_path / "other.edge", conv_net(weight_scale=0.3), {"x": images(32)})
+    assert stale_parts(calibration, other, data_of(images(32, seed=9))) == ["weights", "data"]
+    with pytest.raises(CheckError, match="stale: it was made with other weights and data"):
+        check_fresh(calibration, other, data_of(images(32, seed=9)))
