@@ -127,7 +127,7 @@ def _show(package: Package) -> None:
     print_table(
         ("batch>", "max abs error>", "max rel error>"),
         [(p.batch, f"{p.max_abs:.2e}", f"{p.max_rel:.2e}") for p in came.parity],
-        title=f"parity with {came.framework.split()[0] if came.framework.startswith('onnx') else 'PyTorch'} original",
+        title=f"parity with {'the original file' if came.framework.startswith('onnx') else 'PyTorch'}",
     )
     accuracy = variant.accuracy
     if accuracy is not None:

@@ -1,4 +1,4 @@
-"""Add an INT8 or FP16 variant to a package.
+"""Add INT8, FP16 or BF16 variants to a package.
 
 INT8 is calibrated on real inputs: a folder of images, WAV or npz files (--calib), the recipe's samples (--recipe),
 or the samples that the package holds. The result is run and compared with the reference; --max-drop is the largest
@@ -19,7 +19,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("package", metavar="X.edge", help="the package to add to")
-    parser.add_argument("--precision", default="int8", metavar="P", help="int8 (default) or fp16")
+    parser.add_argument("--precision", default="int8", metavar="P", help="int8 (default; both forms), fp16 or bf16")
     parser.add_argument("--recipe", metavar="R.py", help="recipe whose samples calibrate and whose metric judges")
     parser.add_argument("--calib", metavar="DIR|FILE", type=Path, help="folder of real inputs, or an .npz of them")
     parser.add_argument("--samples", metavar="N", type=int, help="how many inputs to calibrate on (default 256)")

@@ -45,7 +45,6 @@ def quantize_package(
     method: Method | None = None,
     plain: bool = False,
     sensitivity: bool = False,
-    half_io: bool = False,
     force: bool = False,
     progress: Progress = quiet,
 ) -> Result:
@@ -63,7 +62,6 @@ def quantize_package(
         method: how ranges are taken; None chooses by measurement.
         plain: only ranges and rounding, no accuracy recovery.
         sensitivity: measure each layer alone in INT8: `reports/sensitivity.json` and `.png`.
-        half_io: FP16/BF16 inputs and outputs too, for "fp16" and "bf16".
         force: replace variants that exist.
         progress: told how far each step is.
 
@@ -77,7 +75,7 @@ def quantize_package(
     model = prepared(load_model(package.model_file(package.reference)))
     data = calibration_data(package, recipe=recipe, calib=calib, samples=samples)
     judge = Judge(package, model, data, recipe=recipe, budget=max_drop)
-    options = Options(method=method, plain=plain, sensitivity=sensitivity, half_io=half_io)
+    options = Options(method=method, plain=plain, sensitivity=sensitivity)
     made = make(package, model, data, judge, precision=precision, options=options, progress=progress)
     verdicts = [v.verdict or judge.verdict(v.model, literal=v.literal) for v in made.variants]
     package, variants = _committed(package, made, verdicts, judge, data)

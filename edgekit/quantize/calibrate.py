@@ -128,17 +128,18 @@ def _with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelP
 
 @dataclass
 class RangeCollector:
-    """First pass: smallest and largest value of each tensor."""
+    """First pass: smallest and largest value of each tensor. `tolerant` lets infinite values through, not NaN."""
 
     low: dict[str, float] = field(default_factory=dict)
     high: dict[str, float] = field(default_factory=dict)
+    tolerant: bool = False
 
     def __call__(self, name: str, values: Array) -> None:
         """Take one batch of `name`. Raises CheckError if it holds NaN or infinite values."""
         if values.size == 0 or values.dtype.kind != "f":
             return
         low, high = float(values.min()), float(values.max())
-        if not math.isfinite(low) or not math.isfinite(high):
+        if math.isnan(low) or (not self.tolerant and not (math.isfinite(low) and math.isfinite(high))):
             raise CheckError(
                 f"Tensor '{name}' is NaN or infinite on the calibration data, so the model is not sound. "
                 "Check the weights and the inputs, then export again."

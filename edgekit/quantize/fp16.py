@@ -1,8 +1,9 @@
-"""FP16 with float32 inputs and outputs: node by node, casts only where the type changes."""
+"""FP16 and BF16 with float32 inputs and outputs: node by node, casts only where the type changes."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,21 @@ LARGEST = 65504.0
 SMALLEST = 6e-8
 """Smallest FP16 value above zero."""
 
-_FLOAT, _HALF = 1, 10
+_FLOAT = 1
+_FLOAT_NAME = "tensor(float)"
+
+
+@dataclass(frozen=True)
+class Half:
+    """A 16-bit float type: its name, its number and type string in ONNX."""
+
+    name: str
+    onnx: int
+    type_string: str
+
+
+FP16 = Half("fp16", 10, "tensor(float16)")
+BF16 = Half("bf16", 16, "tensor(bfloat16)")
 _KEEP = (
     "Cast", "CastLike", "ConstantOfShape", "DequantizeLinear", "DynamicQuantizeLinear", "If", "Loop",
     "NonMaxSuppression", "QuantizeLinear", "RandomNormal", "RandomUniform", "Range", "Scan",
@@ -29,84 +44,99 @@ _KEEP = (
 """Operators that are tied to float32, or hold graphs of their own."""
 
 
-def half_model(model: onnx.ModelProto, *, floats: Collection[str] = ()) -> onnx.ModelProto:
-    """`model` (prepared) in FP16, its inputs and outputs still float32.
+def half_model(model: onnx.ModelProto, *, floats: Collection[str] = (), kind: Half = FP16) -> onnx.ModelProto:
+    """`model` (prepared) in `kind`, its inputs and outputs still float32.
 
     Nodes named in `floats` stay in float32. Weights beyond FP16's range are clamped to it.
     """
-    graph = Graph(model)
-    half = {n.name for n in graph.nodes if n.name not in floats and can_be_half(n, opset_of(model))}
+    graph, opset = Graph(model), opset_of(model)
+    half = {n.name for n in graph.nodes if n.name not in floats and can_be_half(n, opset, kind)}
     types = _types(model)
-    casts: dict[tuple[str, int], str] = {}
-    halved: dict[str, str] = {}
-    made_half: dict[str, str] = {}
+    casts: dict[str, str] = {}
+    made: dict[str, str] = {}
     nodes = list(graph.nodes)
     for node in nodes:
-        if node.name not in half:
-            continue
         for i, name in enumerate(node.output):
-            if types.get(name) == _FLOAT:
-                made_half[name] = graph.fresh(f"{name}_half")
-                node.output[i] = made_half[name]
+            if node.name in half and types.get(name) == _FLOAT:
+                made[name] = graph.fresh(f"{name}_half")
+                node.output[i] = made[name]
     for node in nodes:
-        wanted = node.name in half
         for i, name in enumerate(node.input):
-            if not name or types.get(name) != _FLOAT:
-                continue
-            if wanted and takes_half(node, i, opset_of(model)):
-                node.input[i] = _half_input(graph, name, made_half, halved, casts)
-    for name, inner in made_half.items():
-        read = any(name in n.input for n in graph.nodes) or name in graph.outputs or name in graph.captured
-        if read:
+            if node.name in half and types.get(name) == _FLOAT and takes_half(node, i, opset, kind):
+                node.input[i] = made.get(name) or _half_input(graph, name, casts, kind)
+    for name, inner in made.items():
+        if any(name in n.input for n in graph.nodes) or name in graph.outputs or name in graph.captured:
             graph.node("Cast", [inner], [name], to=_FLOAT)
     graph.refresh()
     return graph.model()
 
 
-def _half_input(
-    graph: Graph, name: str, made: dict[str, str], halved: dict[str, str], casts: dict[tuple[str, int], str]
-) -> str:
-    if name in made:
-        return made[name]
-    if name in graph.constants:
-        if name not in halved:
-            halved[name] = graph.constant(f"{name}_half", half_weights(graph.constants[name]))
-        return halved[name]
-    key = (name, _HALF)
-    if key not in casts:
-        casts[key] = graph.fresh(f"{name}_half")
-        graph.node("Cast", [name], [casts[key]], to=_HALF)
-    return casts[key]
+def rounded_model(model: onnx.ModelProto, *, floats: Collection[str] = (), kind: Half = FP16) -> onnx.ModelProto:
+    """`model` in float32 with every value rounded as `half_model` would: runs where `kind` has no kernels."""
+    graph, opset = Graph(model), opset_of(model)
+    types = _types(model)
+    rounded: dict[str, str] = {}
+    for node in list(graph.nodes):
+        if node.name in floats or not can_be_half(node, opset, kind):
+            continue
+        for i, name in enumerate(node.input):
+            if types.get(name) != _FLOAT or not takes_half(node, i, opset, kind):
+                continue
+            if name not in rounded:
+                rounded[name] = graph.fresh(f"{name}_rounded")
+                if name in graph.constants:
+                    value = half_weights(graph.constants[name], kind).astype(np.float32)
+                    graph.constants[rounded[name]] = value
+                else:
+                    inner = graph.fresh(f"{name}_half")
+                    graph.node("Cast", [name], [inner], to=kind.onnx)
+                    graph.node("Cast", [inner], [rounded[name]], to=_FLOAT)
+            node.input[i] = rounded[name]
+    graph.refresh()
+    return graph.model()
 
 
-def half_weights(value: Array) -> Array:
-    """`value` in FP16, clamped to its range; what was not zero stays not zero where FP16 can tell."""
-    return np.clip(value, -LARGEST, LARGEST).astype(np.float16)
+def _half_input(graph: Graph, name: str, casts: dict[str, str], kind: Half) -> str:
+    if name not in casts:
+        if name in graph.constants:
+            casts[name] = graph.constant(f"{name}_half", half_weights(graph.constants[name], kind))
+        else:
+            casts[name] = graph.fresh(f"{name}_half")
+            graph.node("Cast", [name], [casts[name]], to=kind.onnx)
+    return casts[name]
 
 
-def can_be_half(node: Any, opset: int) -> bool:
-    """Whether every float tensor of `node` may be FP16 by the operator's definition."""
+def half_weights(value: Array, kind: Half = FP16) -> Array:
+    """`value` in `kind`, clamped to the range of FP16."""
+    if kind.name == "fp16":
+        return np.clip(value, -LARGEST, LARGEST).astype(np.float16)
+    types = require("ml_dtypes", why="convert weights to BF16")
+    return np.asarray(value.astype(types.bfloat16))
+
+
+def can_be_half(node: Any, opset: int, kind: Half = FP16) -> bool:
+    """Whether every float tensor of `node` may be `kind` by the operator's definition."""
     if node.domain not in ("", "ai.onnx") or node.op_type in _KEEP:
         return False
     schema = _schema(node, opset)
     if schema is None:
         return False
     allowed = {c.type_param_str: set(c.allowed_type_strs) for c in schema.type_constraints}
-    kinds = [v.type_str for v in (*schema.inputs[:1], *schema.outputs[:1])]
-    return all(_HALF_NAME in allowed.get(k, {_HALF_NAME}) or _FLOAT_NAME not in allowed.get(k, set()) for k in kinds)
+    for value in (*schema.inputs[:1], *schema.outputs[:1]):
+        types = allowed.get(value.type_str, {value.type_str})
+        if _FLOAT_NAME in types and kind.type_string not in types:
+            return False
+    return True
 
 
-_HALF_NAME, _FLOAT_NAME = "tensor(float16)", "tensor(float)"
-
-
-def takes_half(node: Any, index: int, opset: int) -> bool:
+def takes_half(node: Any, index: int, opset: int, kind: Half = FP16) -> bool:
     """Whether input `index` of `node` follows its first input's type (Resize's scales, for one, do not)."""
     schema = _schema(node, opset)
     if schema is None or not schema.inputs:
         return False
     allowed = {c.type_param_str: set(c.allowed_type_strs) for c in schema.type_constraints}
-    kind = schema.inputs[min(index, len(schema.inputs) - 1)].type_str
-    return _HALF_NAME in allowed.get(kind, {kind})
+    name = schema.inputs[min(index, len(schema.inputs) - 1)].type_str
+    return kind.type_string in allowed.get(name, {name})
 
 
 def _schema(node: Any, opset: int) -> Any:

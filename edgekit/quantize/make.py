@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from edgekit.errors import CheckError
 from edgekit.package import Package
 from edgekit.quantize.calibrate import Progress
 from edgekit.quantize.data import CalibrationData
-from edgekit.quantize.fp16 import half_model
+from edgekit.quantize.fp16 import BF16, FP16, Half, half_model, rounded_model
 from edgekit.quantize.graph import Graph
 from edgekit.quantize.judge import Judge, Verdict
 from edgekit.quantize.latency import FASTER, Timing, timed
 from edgekit.quantize.lint import lint_trt
+from edgekit.quantize.mixed import float_nodes, peaks_of
 from edgekit.quantize.placement import candidates
 from edgekit.quantize.qdq import is_depthwise
 from edgekit.quantize.ranges import Method
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 PRECISIONS: Mapping[str, tuple[str, ...]] = {
     "int8": ("int8", "int8-trt"),
     "fp16": ("fp16",),
+    "bf16": ("bf16",),
 }
 """Precision -> ids of the variants that it gives."""
 
@@ -44,7 +48,6 @@ class Options:
     method: Method | None = None
     plain: bool = False
     sensitivity: bool = False
-    half_io: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,32 @@ def make(
     progress: Progress,
 ) -> Made:
     """The variants of `precision` from `model` (prepared)."""
-    if precision == "fp16":
-        half = half_model(model)
-        gap = judge.gap(half)
-        return Made([MadeVariant("fp16", half, {})], [Attempt.of("fp16 throughout", gap, kept=True)])
+    if precision in ("fp16", "bf16"):
+        return _half(model, data, judge, FP16 if precision == "fp16" else BF16, progress)
     return _int8(package, model, data, judge, options, progress)
+
+
+def _half(model: onnx.ModelProto, data: CalibrationData, judge: Judge, kind: Half, progress: Progress) -> Made:
+    """All nodes in 16 bits, and all but those whose ranges ask for 32: the one with the smaller error."""
+    kept_float = float_nodes(model, peaks_of(model, data, progress=progress), kind=kind)
+    attempts, best = [], (float("inf"), frozenset[str]())
+    for step, floats in (
+        (f"{kind.name} throughout", frozenset[str]()),
+        (f"{len(kept_float)} nodes in float32, by their ranges", frozenset(kept_float)),
+    ):
+        if attempts and not floats:
+            continue
+        gap = judge.gap(rounded_model(model, floats=floats, kind=kind))
+        attempts.append(Attempt.of(step, gap, kept=gap.error < best[0]))
+        if gap.error < best[0]:
+            best = (gap.error, floats)
+    if attempts[-1].kept:
+        attempts = [*(msgspec.structs.replace(a, kept=False) for a in attempts[:-1]), attempts[-1]]
+    floats = best[1]
+    made = half_model(model, floats=floats, kind=kind)
+    settings = {"float_nodes": {name: kept_float[name] for name in sorted(floats)}}
+    verdict = judge.verdict(rounded_model(model, floats=floats, kind=kind)) if kind is BF16 else None
+    return Made([MadeVariant(kind.name, made, settings, verdict=verdict)], attempts)
 
 
 def _int8(

@@ -10,7 +10,7 @@ from edgekit.package import Package
 from edgekit.runtime.ort import OrtSession
 from edgekit.runtime.session import Session
 
-CPU_PREFERENCE = ("int8", "fp32", "fp16", "bf16")
+CPU_PREFERENCE = ("int8", "fp32", "fp16")
 """On a CPU, INT8 is the fastest form where it exists; FP16 runs at FP32 speed at best."""
 
 
@@ -25,9 +25,10 @@ class Choice:
 def runnable(package: Package) -> tuple[Variant, ...]:
     """The variants that this machine can run, in the manifest's order.
 
-    "int8-trt" is left out: TensorRT's form of INT8 is several times slower than FP32 on a CPU.
+    "int8-trt" is left out: TensorRT's form of INT8 is several times slower than FP32 on a CPU; and "bf16", for which
+    ONNX Runtime's CPU provider has no kernels.
     """
-    return tuple(v for v in package.manifest.variants if v.format == "onnx" and v.precision != "int8-trt")
+    return tuple(v for v in package.manifest.variants if v.format == "onnx" and v.precision not in ("int8-trt", "bf16"))
 
 
 def choose(package: Package, variant: str | None = None) -> Choice:
