@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from edgekit.errors import EdgekitError as EdgekitError
+    from edgekit.export.weights import load_weights as load_weights
     from edgekit.package import Package as Package
     from edgekit.preprocess import AudioPreprocess as AudioPreprocess
     from edgekit.preprocess import ImagePreprocess as ImagePreprocess
@@ -22,6 +23,7 @@ _HOME = {
     "ModelSpec": "edgekit.recipe",
     "Package": "edgekit.package",
     "TensorSpec": "edgekit.tensors",
+    "load_weights": "edgekit.export.weights",
     "open_session": "edgekit.runtime.select",
 }
 

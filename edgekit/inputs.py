@@ -38,7 +38,7 @@ def arrays_from_file(path: Path, inputs: Sequence[TensorSpec]) -> Tensors:
         raise InputError(f"'{path}' does not exist. Check the path.") from None
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"'{path.name}' cannot be read as a numpy file: it is damaged, or holds Python objects. "
+            f"'{path.name}' is not a readable numpy file: it is damaged, or holds Python objects. "
             "Save arrays with numpy.savez."
         ) from error
     found = {k.removeprefix("input/"): v for k, v in arrays.items() if not k.startswith("output/")}

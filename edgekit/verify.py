@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from edgekit.errors import EdgekitError, PackageError
 from edgekit.manifest import Variant
 from edgekit.package import Package, Samples
-from edgekit.recipe import ModelSpec, call_recipe
+from edgekit.recipe import ModelSpec
 from edgekit.runtime.select import open_session, runnable
 from edgekit.runtime.session import Session
 from edgekit.tensors import Array, Tensors, run_in_batches
@@ -120,7 +119,7 @@ def verify(
                 skipped[variant.id] = "TensorRT's form of INT8; compile it and verify the engine"
             continue
         with open_session(package, variant=variant.id, threads=threads) as session:
-            metrics = _metrics(recipe, session, metric_samples)
+            metrics = recipe.measure(session.run, metric_samples) if recipe is not None else {}
             if variant.id == package.reference.id:
                 baseline = metrics
             checks.append(check(package, variant, session, samples, metrics, baseline))
@@ -249,11 +248,3 @@ def _verdict(found: Difference, limits: Limits, samples: int, drop: float | None
     if drop is not None and drop > limits.drop + 1e-9:
         return f"the metric falls by {drop:.2f} points; at most {limits.drop:g} are allowed"
     return ""
-
-
-def _metrics(recipe: ModelSpec | None, session: Session, count: int) -> dict[str, float]:
-    if recipe is None or recipe.evaluate is None:
-        return {}
-    evaluate = recipe.evaluate
-    values: Any = call_recipe(f"evaluate of recipe '{recipe.name}'", lambda: evaluate(session.run, count))
-    return {str(k): float(v) for k, v in dict(values).items()}

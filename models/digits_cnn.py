@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit import ImagePreprocess, ModelSpec, TensorSpec
+from edgekit import ImagePreprocess, ModelSpec, TensorSpec, load_weights
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
 PREPROCESS = ImagePreprocess(height=32, width=32, color="L", mean=(0.5,), std=(0.5,))
@@ -74,9 +74,7 @@ def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def build() -> nn.Module:
-    net = DigitsCNN()
-    net.load_state_dict(load_file(WEIGHTS))
-    return net.eval()
+    return load_weights(DigitsCNN(), WEIGHTS)
 
 
 def samples(n: int, seed: int) -> dict[str, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TypeAlias
 import numpy as np
 
 from edgekit.errors import InputError, UsageError
+from edgekit.inputs import arrays_from_file, evenly, input_files
 from edgekit.preprocess import AUDIO_SUFFIXES, IMAGE_SUFFIXES, ImagePreprocess, Preprocess, tensor_from_file
 from edgekit.recipe import ModelSpec
 from edgekit.tensors import (
@@ -136,15 +136,7 @@ def arrays_from_path(
         raise UsageError(f"Samples '{path}' do not exist. Give an .npz file, or a folder of images or WAV files.")
     if path.suffix not in (".npz", ".npy"):
         raise UsageError(f"Samples '{path.name}' are not usable; expected .npz, .npy, or a folder of files.")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"'{path.name}' is not a readable numpy file. Save it with numpy.savez.") from error
-    found = {k.removeprefix("input/"): v for k, v in arrays.items() if not k.startswith("output/")}
-    if len(inputs) == 1 and len(found) == 1:
-        return {inputs[0].name: next(iter(found.values()))}
-    return found
+    return arrays_from_file(path, inputs)
 
 
 def _from_folder(folder: Path, preprocess: Mapping[str, Preprocess], rows: int) -> Tensors:
@@ -155,13 +147,12 @@ def _from_folder(folder: Path, preprocess: Mapping[str, Preprocess], rows: int) 
         )
     (name, how), *_ = preprocess.items()
     known = IMAGE_SUFFIXES if isinstance(how, ImagePreprocess) else AUDIO_SUFFIXES
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix.lower() in known)
+    files = [p for p in input_files(folder) if p.suffix.lower() in known]
     if not files:
         raise UsageError(f"'{folder}' holds no {'images' if known is IMAGE_SUFFIXES else 'WAV files'} ({known[0]}, …).")
-    np.random.default_rng(0).shuffle(files)
     parts: list[Array] = []
     total = 0
-    for file in files:
+    for file in evenly(files, rows):
         parts.append(tensor_from_file(file, how))
         total += len(parts[-1])
         if total >= rows:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.errors import InputError, UsageError
+from edgekit.inputs import ARRAY_SUFFIXES, arrays_from_file, evenly, input_files
 from edgekit.package import Package
-from edgekit.preprocess import AUDIO_SUFFIXES, IMAGE_SUFFIXES, tensor_from_file
+from edgekit.preprocess import tensor_from_file
 from edgekit.recipe import ModelSpec
 from edgekit.tensors import Array, Tensors, TensorSpec, batches, check_feed, join, sample_count, take_samples
 
@@ -141,12 +141,8 @@ def _from_path(package: Package, path: Path, wanted: int) -> CalibrationData:
 
 
 def _npz(path: Path, package: Package) -> Tensors:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {k.removeprefix("input/"): file[k] for k in file.files if not k.startswith("output/")}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, TypeError) as error:
-        raise InputError(f"'{path.name}' is not a readable .npz file. Save it with numpy.savez.") from error
     specs = package.manifest.input_specs
+    found = arrays_from_file(path, specs)
     given = {**package.defaults(), **found}
     missing = [s.name for s in specs if s.name not in given]
     if missing:
@@ -156,12 +152,7 @@ def _npz(path: Path, package: Package) -> Tensors:
 
 def _from_folder(package: Package, folder: Path, wanted: int) -> CalibrationData:
     specs = package.manifest.input_specs
-    known = {*IMAGE_SUFFIXES, *AUDIO_SUFFIXES, ".npz"}
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix.lower() in known)
-    if not files:
-        raise UsageError(f"'{folder}' holds no images, WAV or npz files. Give a folder of real inputs.")
-    # evenly over the whole folder: sorted folders keep one class together
-    chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, min(wanted, len(files))).round().astype(int))]
+    chosen = evenly(input_files(folder), wanted)
     load = _file_loader(package)
     feeds = [feed for path in chosen for feed in load(path)]
     return _data(specs, join(feeds, specs, specs), f"{len(chosen)} files of {folder.name}/", wanted)
@@ -175,7 +166,7 @@ def _file_loader(package: Package) -> Callable[[Path], list[Tensors]]:
         defaults.setdefault(state, np.zeros(spec.concrete(), spec.dtype))
 
     def load(path: Path) -> list[Tensors]:
-        if path.suffix.lower() == ".npz":
+        if path.suffix.lower() in ARRAY_SUFFIXES:
             return [_npz(path, package)]
         fed = list(manifest.preprocess)
         if len(fed) != 1:

@@ -23,6 +23,7 @@ SMALLEST = 6e-8
 """Smallest FP16 value above zero."""
 
 _FLOAT = 1
+_BF16_OPSET = 22
 _FLOAT_NAME = "tensor(float)"
 
 
@@ -42,6 +43,17 @@ _KEEP = (
     "NonMaxSuppression", "QuantizeLinear", "RandomNormal", "RandomUniform", "Range", "Scan",
 )  # fmt: skip
 """Operators that are tied to float32, or hold graphs of their own."""
+
+
+def raised_for(model: onnx.ModelProto, kind: Half) -> onnx.ModelProto:
+    """`model` at an opset that has `kind` for every common operator (BF16 convolutions came with 22)."""
+    onnx = require("onnx", why="convert models to 16 bits")
+    if kind.name == "fp16" or opset_of(model) >= _BF16_OPSET:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, _BF16_OPSET)
+    except Exception:  # a model that cannot be raised keeps more nodes in float32
+        return model
 
 
 def half_model(model: onnx.ModelProto, *, floats: Collection[str] = (), kind: Half = FP16) -> onnx.ModelProto:

@@ -73,7 +73,7 @@ def test_an_npz_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"z": images(3)}, "lacks input 'x'"),
+        ({"y": images(3), "z": images(3)}, "lacks input 'x'"),
         ({"x": images(3).astype(np.float64)}, "got float64, this model accepts float32"),
         ({"x": images(3)[:, :2]}, r"accepts \(batch,3,12,12\)"),
         ({"x": images(3) * np.nan}, "NaN"),
@@ -93,7 +93,7 @@ def test_files_that_are_not_data(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(InputError, match="not a readable"):
         calibration_data(package, calib=tmp_path / "bad.npz")
-    with pytest.raises(UsageError, match="holds no images"):
+    with pytest.raises(UsageError, match="holds no input files"):
         calibration_data(package, calib=tmp_path / "empty")
     with pytest.raises(UsageError, match="does not exist"):
         calibration_data(package, calib=tmp_path / "missing")
