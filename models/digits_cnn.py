@@ -7,14 +7,13 @@ training never sees. `python models/digits_cnn.py` trains again and writes `digi
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -63,14 +62,20 @@ class DigitsCNN(nn.Module):
 
 @cache
 def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Training images and labels, test images and labels; images went through PREPROCESS."""
-    data = load_digits()
-    pictures = [Image.fromarray(np.rint(d * (255 / 16)).astype(np.uint8)) for d in data.images]
+    """Training images and labels, test images and labels; images went through PREPROCESS.
+
+    The file is read where scikit-learn keeps it: importing the library would take longer than everything else here.
+    """
+    sklearn = find_spec("sklearn")
+    if sklearn is None or sklearn.origin is None:
+        raise ModuleNotFoundError("the digits come with scikit-learn: pip install scikit-learn")
+    table = np.loadtxt(Path(sklearn.origin).parent / "datasets/data/digits.csv.gz", delimiter=",", dtype=np.int64)
+    labels = table[:, -1]
+    pictures = [Image.fromarray(d) for d in np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)]
     images = np.concatenate([PREPROCESS.from_image(p) for p in pictures])
-    train, test, train_y, test_y = train_test_split(
-        images, data.target, test_size=TEST_IMAGES, random_state=0, stratify=data.target
-    )
-    return train, train_y, test, test_y
+    test = np.zeros(len(labels), bool)
+    test[np.random.default_rng(0).permutation(len(labels))[:TEST_IMAGES]] = True
+    return images[~test], labels[~test], images[test], labels[test]
 
 
 def build() -> nn.Module:
