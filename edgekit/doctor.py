@@ -89,6 +89,7 @@ DEPENDENCIES = (
 NEEDS = {
     "export": ("torch", "onnx", "onnxscript", "onnxruntime"),
     "quantize": ("onnx", "onnxruntime"),
+    "compile": ("tensorrt|tensorrt_rtx_bindings",),
     "verify": ("onnxruntime",),
     "run": ("onnxruntime",),
     "bench": ("onnxruntime",),
@@ -96,7 +97,7 @@ NEEDS = {
     "inspect": (),
     "doctor": (),
 }
-"""Command -> import names that it cannot do without."""
+"""Command -> import names that it cannot do without; "a|b" is either."""
 
 
 def examine(root: Path = Path("/"), *, folder: Path | None = None) -> Diagnosis:
@@ -286,7 +287,8 @@ def _energy(found: Found) -> Iterator[Finding]:
 
 
 def _command(name: str, modules: Sequence[str]) -> Command:
-    lacks = tuple(m for m in modules if not available(m))
-    extras = dict.fromkeys(d.extra for d in DEPENDENCIES if d.module in lacks)
+    lacks = tuple(m.replace("|", " or ") for m in modules if not any(available(one) for one in m.split("|")))
+    wanted = [m.rpartition(" or ")[2] for m in lacks]
+    extras = dict.fromkeys(d.extra for d in DEPENDENCIES if d.module in wanted)
     fix = f"pip install 'edgekit[{','.join(extras)}]'" if lacks else ""
     return Command(name=name, works=not lacks, lacks=lacks, fix=fix)

@@ -15,6 +15,7 @@ from typing import NoReturn
 COMMANDS = {
     "export": "PyTorch (or an ONNX file) -> package, checked against the original",
     "quantize": "add an INT8 or FP16 variant, calibrated on real samples",
+    "compile": "add TensorRT engines for a Jetson, RTX or datacenter GPU",
     "verify": "check every variant that this machine can run against the reference",
     "bench": "latency percentiles, throughput and joules per inference, per variant",
     "serve": "serve packages over HTTP (Open Inference Protocol v2)",

@@ -14,12 +14,22 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgekit.package import Package
+    from edgekit.recipe import ModelSpec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("package", metavar="X.edge", help="the package to add to")
-    parser.add_argument("--precision", default="int8", metavar="P", help="int8 (default; both forms), fp16 or bf16")
+    parser.add_argument(
+        "--precision",
+        default="int8",
+        metavar="P",
+        help="int8 (default; both forms), fp16, bf16, or weights only: w8, w4",
+    )
     parser.add_argument("--recipe", metavar="R.py", help="recipe whose samples calibrate and whose metric judges")
     parser.add_argument("--calib", metavar="DIR|FILE", type=Path, help="folder of real inputs, or an .npz of them")
     parser.add_argument("--samples", metavar="N", type=int, help="how many inputs to calibrate on (default 256)")
@@ -30,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plain", action="store_true", help="only ranges and rounding, no accuracy recovery")
     parser.add_argument(
         "--sensitivity", action="store_true", help="measure each layer alone in INT8: reports/sensitivity.json and .png"
+    )
+    parser.add_argument(
+        "--calib-report", action="store_true", help="say whether the calibration data are good, and change nothing"
     )
     parser.add_argument("--force", action="store_true", help="replace a variant that exists")
 
@@ -47,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"Method '{args.method}' is not known; expected one of {', '.join(METHODS)}.")
     package = Package.open(args.package)
     recipe = spec_from_recipe(args.recipe) if args.recipe else None
+    if args.calib_report:
+        return _report(package, recipe, args)
     with progress("quantizing", 100) as advance:
         shown = 0
 
@@ -107,3 +122,29 @@ def run(args: argparse.Namespace) -> int:
         )
         return 1
     return 0
+
+
+def _report(package: Package, recipe: ModelSpec | None, args: argparse.Namespace) -> int:
+    """Print what the calibration data look like; 1 if there is something to look at."""
+    from edgekit.cli.output import percent_text, print_json, print_table, print_text
+    from edgekit.graphs import load_model
+    from edgekit.quantize.data import calibration_data
+    from edgekit.quantize.data_report import calibration_report
+    from edgekit.quantize.prepare import prepared
+
+    data = calibration_data(package, recipe=recipe, calib=args.calib, samples=args.samples)
+    model = prepared(load_model(package.model_file(package.reference)))
+    report = calibration_report(package, model, data, recipe=recipe)
+    if args.json:
+        print_json(report)
+        return 1 if report.problems else 0
+    rows = [
+        ("samples", f"{report.samples} of {report.source}"),
+        ("duplicates", str(report.duplicates)),
+        ("scales move, half to all (median)", percent_text(report.median_shift)),
+        *((f"  {name}", percent_text(shift)) for name, shift in report.moving.items()),
+    ]
+    print_table(["what", "value"], rows)
+    for problem in report.problems or ("The data look good.",):
+        print_text(problem)
+    return 1 if report.problems else 0

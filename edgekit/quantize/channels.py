@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import onnx
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
+_RECURRENT = ("LSTM", "GRU")
 _SAME = (
     "Relu", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Flatten", "Squeeze",
 )  # fmt: skip
@@ -43,6 +44,13 @@ class Group:
     readers: list[Any] = field(default_factory=list)
     axes: set[int] = field(default_factory=set)
     blocked: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What the group is about: "norm", "recurrent" or "conv"."""
+        if any(n.op_type in _RECURRENT for n in self.readers):
+            return "recurrent"
+        return "norm" if any(n.op_type == "LayerNormalization" for n in self.makers) else "conv"
 
     @property
     def axis(self) -> int:
@@ -90,6 +98,14 @@ class _Finder:
         elif kind == "LayerNormalization" and all(constant[1:]) and attribute(node, "axis", -1) in (-1,):
             self.note("block", node.input[0], node)
             self.note("maker", node.output[0], node)
+        elif kind in _RECURRENT and constant[1] and graph.is_float(node.input[1]):
+            self.note("reader", node.input[0], node)
+            for name in (*node.input[3:], *node.output):
+                if name and name not in graph.constants:
+                    self.note("block", name, node)
+        elif kind == "Transpose" and list(attribute(node, "perm", []))[-1:] == [len(attribute(node, "perm", [])) - 1]:
+            self.union(node.input[0], node.output[0])
+            self.note("last", node.input[0], node)
         elif kind in _SAME or (kind == "ReduceMean" and self._spatial(node)):
             self.union(node.input[0], node.output[0])
         elif kind == "Add" and sum(constant) == 0:
@@ -121,7 +137,7 @@ class _Finder:
                 group.readers.append(node)
             elif what == "offset":
                 group.offsets.append((node, index))
-            if what in ("maker", "reader"):
+            if what in ("maker", "reader", "last"):
                 group.axes.add(1 if node.op_type in ("Conv", "Gemm") else -1)
         return list(found.values())
 
@@ -156,12 +172,11 @@ def equalized(
     """`model` with every group rescaled by `strength` (1: activations level, 0: weights level).
 
     Where all readers are depthwise convolutions, weights lose nothing, so activations are made level. `only` takes
-    "norm" (groups made by a LayerNorm) or "conv" (all others).
+    "norm" (groups made by a LayerNorm), "recurrent" (groups that an LSTM or GRU reads) or "conv" (all others).
     """
     graph = Graph(model)
     for group in channel_groups(graph):
-        by_norm = any(n.op_type == "LayerNormalization" for n in group.makers)
-        if only is not None and by_norm != (only == "norm"):
+        if only is not None and group.kind != only:
             continue
         factor = _factor(graph, group, peaks, strength)
         if factor is not None:
@@ -211,6 +226,8 @@ def _column_peaks(node: Any, weight: Array) -> Array:
         group = attribute(node, "group", 1)
         parts = np.abs(weight).reshape(group, weight.shape[0] // group, weight.shape[1], -1)
         return np.asarray(parts.max(axis=(1, 3)).reshape(-1))
+    if node.op_type in _RECURRENT:
+        return np.asarray(np.abs(weight).max(axis=(0, 1)))
     return np.asarray(np.abs(weight).max(axis=weight_axis(node)))
 
 
@@ -248,6 +265,8 @@ def _multiply_input(graph: Graph, node: Any, factor: Array) -> None:
         group = attribute(node, "group", 1)
         parts = weight.reshape(group, weight.shape[0] // group, weight.shape[1], -1)
         scaled = (parts * factor.reshape(group, 1, -1, 1)).reshape(weight.shape)
+    elif node.op_type in _RECURRENT:
+        scaled = weight * factor
     else:
         axis = 1 - weight_axis(node)
         spread = np.repeat(factor, weight.shape[axis] // factor.size)

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.quantize.calibrate import Progress, observe, quiet
-from edgekit.quantize.data import CalibrationData
 from edgekit.quantize.graph import Graph, attribute
 from edgekit.quantize.placement import candidates, channels, weight_axis
 from edgekit.tensors import Array
@@ -19,27 +17,32 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _Means:
+class ChannelMeans:
+    """Mean of each channel of each tensor; `axes` says where its channels lie."""
+
     axes: Mapping[str, int]
     sums: dict[str, Array] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
     def __call__(self, name: str, values: Array) -> None:
+        """Take one batch of `name`."""
         axis = self.axes[name] % values.ndim
         others = tuple(i for i in range(values.ndim) if i != axis)
         total = values.sum(axis=others, dtype=np.float64)
         self.sums[name] = self.sums.get(name, 0.0) + total
         self.counts[name] = self.counts.get(name, 0) + values.size // values.shape[axis]
 
+    @property
+    def means(self) -> dict[str, Array]:
+        """Tensor -> mean of each channel."""
+        return {name: np.asarray(self.sums[name] / self.counts[name]) for name in self.sums}
 
-def input_means(model: onnx.ModelProto, data: CalibrationData, *, progress: Progress = quiet) -> dict[str, Array]:
-    """Mean of each channel of each tensor that a product with constant weight reads."""
-    graph = Graph(model)
+
+def product_inputs(graph: Graph) -> dict[str, int]:
+    """What the products of `graph` with constant weights read, and where its channels lie."""
     wanted = set(candidates(graph))
-    axes = {n.input[0]: 1 if n.op_type == "Conv" else -1 for n in graph.nodes if n.name in wanted}
-    means = _Means(axes)
-    observe(model, list(axes), data, means, progress=progress, what="means")
-    return {name: np.asarray(means.sums[name] / means.counts[name]) for name in means.sums}
+    nodes = [n for n in graph.nodes if n.name in wanted and graph.is_float(n.input[1])]
+    return {n.input[0]: 1 if n.op_type == "Conv" else -1 for n in nodes}
 
 
 def bias_corrected(model: onnx.ModelProto, means: Mapping[str, Array], rounded: Mapping[str, Array]) -> onnx.ModelProto:

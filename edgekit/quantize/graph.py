@@ -123,11 +123,12 @@ class Graph:
 
     def _sorted(self) -> list[Any]:
         known = set(self.constants) | set(self.inputs) | {""}
+        made = self.producer_names()
         waiting, out = list(self.nodes), []
         while waiting:
             later = []
             for node in waiting:
-                reads = set(node.input) | (_captured_of([node]) & set(self.producer_names()))
+                reads = set(node.input) | (_captured_of([node]) & made)
                 if reads <= known:
                     out.append(node)
                     known.update(node.output)

@@ -10,6 +10,7 @@ from edgekit.errors import CheckError
 from edgekit.package import Package
 from edgekit.quantize.calibrate import Progress
 from edgekit.quantize.data import CalibrationData
+from edgekit.quantize.dynamic import dynamic_lstm, recurrent
 from edgekit.quantize.fp16 import BF16, FP16, Half, half_model, raised_for, rounded_model
 from edgekit.quantize.graph import Graph
 from edgekit.quantize.judge import Judge, Verdict
@@ -23,6 +24,7 @@ from edgekit.quantize.report import Attempt
 from edgekit.quantize.search import Search, best_scheme, leave_float, warnings_of
 from edgekit.quantize.sensitivity import LayerSensitivity, sensitivities
 from edgekit.quantize.store import calibration_of, encoded
+from edgekit.quantize.weight_only import BLOCK, weight_only
 
 if TYPE_CHECKING:
     import onnx
@@ -31,12 +33,18 @@ PRECISIONS: Mapping[str, tuple[str, ...]] = {
     "int8": ("int8", "int8-trt"),
     "fp16": ("fp16",),
     "bf16": ("bf16",),
+    "w8": ("w8",),
+    "w4": ("w4",),
 }
 """Precision -> ids of the variants that it gives."""
 
 
 MANY_ROWS = 16
 """INT8 pays if it is faster for one sample or for a batch of this many."""
+
+
+WEIGHT_BITS = {"w8": 8, "w4": 4}
+"""Weight-only precisions: eight or four bits for weights, float32 for all else."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,12 @@ def make(
     """The variants of `precision` from `model` (prepared)."""
     if precision in ("fp16", "bf16"):
         return _half(model, data, judge, FP16 if precision == "fp16" else BF16, progress)
+    if precision in WEIGHT_BITS:
+        made = weight_only(model, bits=WEIGHT_BITS[precision])
+        timing = timed(model, made, data)
+        settings = {"block": BLOCK, **_timing_settings(timing, paid=timing.speed_up >= FASTER, name=precision)}
+        step = f"weights in {WEIGHT_BITS[precision]} bits, blocks of {BLOCK}"
+        return Made([MadeVariant(precision, made, settings)], [Attempt.of(step, judge.gap(made), kept=True)])
     return _int8(package, model, data, judge, options, progress)
 
 
@@ -120,6 +134,11 @@ def _int8(
     timing, notes = _worth(search, model, data)
     scheme = search.scheme
     cpu = scheme.for_cpu()
+    dynamic = recurrent(cpu)
+    if dynamic and not options.plain:
+        cpu, timing, kept = _dynamic(search, model, cpu, timing, data)
+        dynamic = dynamic if kept else []
+        notes = [] if timing.speed_up >= FASTER else notes
     trt = scheme.for_trt()
     faults = lint_trt(trt)
     if faults:
@@ -130,6 +149,7 @@ def _int8(
         "float_layers": sorted(scheme.floats),
         "weights": "int8, no overflow of 16-bit sums",
     }
+    settings["dynamic_layers"] = dynamic
     cpu_settings = {**settings, "form": "cpu", **_timing_settings(timing, paid=not notes)}
     layers = sensitivities(scheme, judge, progress=progress) if options.sensitivity else []
     return Made(
@@ -144,14 +164,26 @@ def _int8(
     )
 
 
-def _timing_settings(timing: Timing, *, paid: bool) -> dict[str, Any]:
+def _timing_settings(timing: Timing, *, paid: bool, name: str = "int8") -> dict[str, Any]:
     out: dict[str, Any] = {
         "speed_up": round(timing.speed_up, 3),
-        "latency_ms": {"fp32": round(timing.float_ms, 4), "int8": round(timing.other_ms, 4), "threads": timing.threads},
+        "latency_ms": {"fp32": round(timing.float_ms, 4), name: round(timing.other_ms, 4), "threads": timing.threads},
     }
     if not paid:
         out["not_faster"] = True
     return out
+
+
+def _dynamic(
+    search: Search, model: onnx.ModelProto, cpu: onnx.ModelProto, timing: Timing, data: CalibrationData
+) -> tuple[onnx.ModelProto, Timing, bool]:
+    """LSTMs in dynamic INT8, if that is faster here and within the budget."""
+    changed = dynamic_lstm(cpu)
+    gap, faster = search.judge.gap(changed), timed(cpu, changed, data)
+    kept = faster.speed_up >= FASTER and search.judge.verdict(changed).within
+    note = f"{faster.speed_up:.2f} times as fast as without"
+    search.attempts.append(Attempt.of("LSTM in dynamic INT8", gap, kept=kept, note=note))
+    return (changed, timed(model, changed, data), True) if kept else (cpu, timing, False)
 
 
 def _worth(search: Search, model: onnx.ModelProto, data: CalibrationData) -> tuple[Timing, list[str]]:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import onnx
 
 EVALUATION_SAMPLES = 2000
+STEADY = 1e-3
+"""Outputs that vary by less than this share of their power are judged as if they varied by so much."""
+
+_FEWEST_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,8 @@ class Gap:
     """One model's outputs against the float model's on the same inputs.
 
     Attributes:
-        error: power of the difference over the power of the float output, mean over outputs (0 is equal).
+        error: power of the difference over the power of what varies in the float output from row to row, mean over
+            outputs (0 is equal). Boxes around fixed anchors, for one, hardly vary: their error is not hidden.
         max_abs: largest absolute difference.
         cosine: smallest cosine similarity of an output.
         agreement: share of samples with the same top-1 class, for classification.
@@ -56,9 +61,10 @@ def gap(reference: Mapping[str, Array], got: Mapping[str, Array], *, classes: bo
         sound = np.isfinite(a)
         if not np.isfinite(b[sound]).all():
             return Gap(math.inf, math.inf, 0.0, 0.0 if classes else None)
+        varied = _variation(wanted)
         a, b = a[sound], b[sound]
         power = float(a @ a) or 1e-30
-        errors.append(float((a - b) @ (a - b)) / power)
+        errors.append(float((a - b) @ (a - b)) / max(varied, STEADY * power))
         peak = max(peak, float(np.abs(a - b).max(initial=0.0)))
         cosine = min(cosine, float(a @ b) / math.sqrt(power * (float(b @ b) or 1e-30)) if a.any() else 1.0)
     agreement = None
@@ -66,6 +72,15 @@ def gap(reference: Mapping[str, Array], got: Mapping[str, Array], *, classes: bo
         first = next(iter(reference))
         agreement = float((classes_of(reference[first]) == classes_of(got[first])).mean())
     return Gap(sum(errors) / max(1, len(errors) - 1), peak, cosine, agreement)
+
+
+def _variation(values: Array) -> float:
+    """Power of `values` about their mean over rows; of all values where there are too few rows to tell."""
+    flat = values.reshape(len(values), -1).astype(np.float64) if values.ndim else values.reshape(1, 1)
+    flat = np.where(np.isfinite(flat), flat, 0.0)
+    if len(flat) < _FEWEST_ROWS:
+        return float((flat**2).sum())
+    return float(((flat - flat.mean(axis=0)) ** 2).sum())
 
 
 def classes_of(scores: Array) -> Array:

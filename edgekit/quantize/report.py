@@ -13,7 +13,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         step: what was done ("percentile ranges", "cross-layer equalisation").
-        error: power of the difference over the power of the float output.
+        error: power of the difference over the power of what varies in the float output.
         agreement: share of samples with the float model's class, or None.
         drop: loss in points of what the budget is about (metric, agreement or error); None where not measured.
         kept: whether the result has this step.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.quantize.calibrate import Progress, observe, quiet
+from edgekit.quantize.correct import ChannelMeans, product_inputs
 from edgekit.quantize.data import CalibrationData
 from edgekit.quantize.graph import Graph, attribute
 from edgekit.quantize.placement import candidates, weight_axis
@@ -108,8 +109,8 @@ def compensated_weights(
     *,
     only: Collection[str] | None = None,
     progress: Progress = quiet,
-) -> dict[str, QuantWeight]:
-    """Weights by node name, rounded so that errors cancel on `data`."""
+) -> tuple[dict[str, QuantWeight], dict[str, Array]]:
+    """Weights by node name, rounded so that errors cancel on `data`; and the mean inputs of all products."""
     graph = Graph(model)
     chosen = [n for n in roundable(graph) if (only is None or n.name in only) and n.input[0] in ranges]
     by_input: dict[str, list[Any]] = {}
@@ -117,7 +118,14 @@ def compensated_weights(
         by_input.setdefault(node.input[0], []).append(node)
     kernels = {n.name: tuple(graph.constants[n.input[1]].shape[2:]) for n in chosen}
     sums = _Products(by_input, kernels, ranges)
-    observe(model, list(by_input), data, sums, progress=progress, what="rounding")
+    means = ChannelMeans(product_inputs(graph))
+
+    def both(name: str, values: Array) -> None:
+        means(name, values)
+        if name in by_input:
+            sums(name, values)
+
+    observe(model, list(means.axes), data, both, progress=progress, what="rounding")
     out = {}
     for node in chosen:
         weight, axis = graph.constants[node.input[1]], weight_axis(node)
@@ -126,7 +134,7 @@ def compensated_weights(
         shape = np.moveaxis(weight, axis, 0).shape
         values = np.moveaxis(steps.reshape(shape), 0, axis)
         out[node.name] = QuantWeight(pair_repaired(values.astype(np.int8), axis), scale, axis)
-    return out
+    return out, means.means
 
 
 def _compensated(rows: Array, scale: Array, gram: Array) -> Array:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
 from edgekit.errors import UsageError
 from edgekit.quantize.attention import attention_equalized, attention_links
 from edgekit.quantize.calibrate import Progress, histograms, observe
 from edgekit.quantize.channels import ChannelPeaks, channel_groups, channel_peaks, equalized
-from edgekit.quantize.correct import input_means
 from edgekit.quantize.data import CalibrationData
+from edgekit.quantize.dynamic import dynamic_lstm, recurrent
 from edgekit.quantize.graph import Graph
 from edgekit.quantize.judge import Judge, Verdict
 from edgekit.quantize.placement import candidates, place
@@ -36,6 +37,15 @@ SAME_FUNCTION = 1e-6
 MOST_FLOATS = 16
 """Layers that may be left in float for the sake of accuracy, and never more than half of them."""
 
+GOOD = 1e-4
+"""Output error below which rescaling is not tried: what is left is rounding."""
+
+SPARING = 0.9
+"""A layer is left in float, within the budget, only if the error falls below this share."""
+
+TRIAL_ROWS = 64
+"""Rows that rescaled models are tried on; the one that is kept is calibrated on all."""
+
 _STRENGTHS = (0.5, 0.8)
 
 
@@ -56,14 +66,23 @@ class Search:
         assert self.best is not None
         return self.best
 
-    def attempt(self, step: str, scheme: Scheme) -> bool:
-        """Build and measure `scheme`; keep it if its error is the smallest so far."""
+    def attempt(self, step: str, scheme: Scheme, *, margin: float = 1.0) -> bool:
+        """Build and measure `scheme`; keep it if its error is below `margin` times the smallest so far."""
         found = self.judge.gap(scheme.for_cpu())
-        better = self.best is None or found.error < self.error
+        better = self.best is None or found.error < margin * self.error
         self.attempts.append(Attempt.of(step, found, kept=better))
         if better:
             self.best, self.error = replace(scheme, steps=(*scheme.steps, step)), found.error
         return better
+
+    def recalibrate(self, scheme: Scheme) -> None:
+        """Put `scheme`, the best one with ranges of more rows, in its place, and measure it again."""
+        self.best, self.error = scheme, self.judge.gap(scheme.for_cpu()).error
+        kept = self._last_kept()
+        self.attempts[kept] = msgspec.structs.replace(self.attempts[kept], error=self.error)
+
+    def _last_kept(self) -> int:
+        return max(i for i, a in enumerate(self.attempts) if a.kept)
 
     def one_of(self, steps: Sequence[tuple[str, Scheme]]) -> None:
         """Keep the best of several alternatives to one another, if it is better than what there is."""
@@ -98,13 +117,15 @@ def best_scheme(
     _ranges(search, model, methods)
     if plain:
         return search
+    if search.error > GOOD:
+        _equalize(search, only="conv", what="cross-layer equalisation")
+        _equalize(search, only="norm", what="smoothing")
+        _equalize_attention(search)
+    _equalize_recurrent(search)
     if search.error > NEGLIGIBLE:
-        _equalize(search, methods, only="conv", what="cross-layer equalisation")
-        _equalize(search, methods, only="norm", what="smoothing")
-        _equalize_attention(search, methods)
-    if search.error > NEGLIGIBLE:
-        _round(search)
-        _correct(search)
+        _round_and_correct(search)
+    if search.error > GOOD:
+        _spare(search)
     return search
 
 
@@ -130,61 +151,99 @@ def _ranges(search: Search, model: onnx.ModelProto, methods: Sequence[Method]) -
     search.one_of([(f"{m} ranges", Scheme(model, seen, m)) for m in methods])
 
 
-def _equalize(search: Search, methods: Sequence[Method], *, only: str, what: str) -> None:
+def _equalize(search: Search, *, only: str, what: str) -> None:
     model = search.scheme.model
-    groups = [
-        g
-        for g in channel_groups(Graph(model))
-        if (only == "norm") == any(n.op_type == "LayerNormalization" for n in g.makers)
-    ]
-    if not groups:
+    groups = [g for g in channel_groups(Graph(model)) if g.kind == only]
+    if groups:
+        peaks = channel_peaks(model, groups, search.data, progress=search.progress)
+        _rescaled(search, what, {s: equalized(model, peaks, strength=s, only=only) for s in _STRENGTHS})
+
+
+def _equalize_recurrent(search: Search) -> None:
+    """Level what LSTMs read, judged with the LSTMs in dynamic INT8, where one scale has to cover all channels."""
+    before = search.scheme
+    groups = [g for g in channel_groups(Graph(before.model)) if g.kind == "recurrent"]
+    if not groups or not recurrent(before.model):
         return
-    peaks = channel_peaks(model, groups, search.data, progress=search.progress)
-    steps = []
-    for strength in _STRENGTHS:
-        changed = equalized(model, peaks, strength=strength, only=only)
-        seen = histograms(changed, list(search.scheme.seen), search.data, progress=search.progress)
-        steps += [
-            (f"{what} {strength:g}, {m} ranges", replace(search.scheme, model=changed, seen=seen, method=m))
-            for m in methods
-        ]
-    search.one_of(steps)
+    peaks = channel_peaks(before.model, groups, search.data, progress=search.progress)
+    changed = equalized(before.model, peaks, strength=0.5, only="recurrent")
+    seen = histograms(changed, list(before.seen), search.data, progress=search.progress)
+    after = replace(before, model=changed, seen=seen, steps=(*before.steps, "recurrent equalisation"))
+    gaps = [search.judge.gap(dynamic_lstm(s.for_cpu())) for s in (before, after)]
+    kept = gaps[1].error < gaps[0].error
+    search.attempts.append(Attempt.of("recurrent equalisation (LSTM in dynamic INT8)", gaps[1], kept=kept))
+    if kept:
+        search.best, search.error = after, search.judge.gap(after.for_cpu()).error
 
 
-def _equalize_attention(search: Search, methods: Sequence[Method]) -> None:
+def _equalize_attention(search: Search) -> None:
     model = search.scheme.model
     links = attention_links(model, search.data)
     if not links:
         return
     nodes = {n.name: n for n in model.graph.node}
-    collector = ChannelPeaks({nodes[link.reader].input[0]: -1 for link in links})
-    observe(model, list(collector.axes), search.data, collector, progress=search.progress, what="channels")
+    peaks = ChannelPeaks({nodes[link.reader].input[0]: -1 for link in links})
+    observe(model, list(peaks.axes), search.data, peaks, progress=search.progress, what="channels")
+    changed = {s: attention_equalized(model, links, peaks.peaks, strength=s) for s in _STRENGTHS}
+    _rescaled(search, "attention equalisation", changed)
+
+
+def _rescaled(search: Search, what: str, models: Mapping[float, onnx.ModelProto]) -> None:
+    """Try rescaled models with ranges of some rows; calibrate the one that is kept on all."""
+    before = search.scheme
+    few = search.data.take(np.arange(min(search.data.count, TRIAL_ROWS)))
+    methods = dict.fromkeys((before.method, "minmax", "mse"))
     steps = []
-    for strength in _STRENGTHS:
-        changed = attention_equalized(model, links, collector.peaks, strength=strength)
+    for strength, changed in models.items():
         if search.judge.gap(changed).error > SAME_FUNCTION:
             continue
-        seen = histograms(changed, list(search.scheme.seen), search.data, progress=search.progress)
+        seen = histograms(changed, list(before.seen), few, progress=search.progress)
         steps += [
-            (
-                f"attention equalisation {strength:g}, {m} ranges",
-                replace(search.scheme, model=changed, seen=seen, method=m),
-            )
-            for m in methods
+            (f"{what} {strength:g}, {m} ranges", replace(before, model=changed, seen=seen, method=m)) for m in methods
         ]
     search.one_of(steps)
+    if search.scheme is not before and few.count < search.data.count:
+        seen = histograms(search.scheme.model, list(before.seen), search.data, progress=search.progress)
+        search.recalibrate(replace(search.scheme, seen=seen))
 
 
-def _correct(search: Search) -> None:
-    means = input_means(search.scheme.model, search.data, progress=search.progress)
+def _round_and_correct(search: Search) -> None:
+    scheme = search.scheme
+    weights, means = compensated_weights(scheme.model, search.data, scheme.ranges, progress=search.progress)
+    if weights:
+        search.attempt("compensated rounding", replace(scheme, weights=weights))
     search.attempt("bias correction", replace(search.scheme, means=means))
 
 
-def _round(search: Search) -> None:
-    scheme = search.scheme
-    weights = compensated_weights(scheme.model, search.data, scheme.ranges, progress=search.progress)
-    if weights:
-        search.attempt("compensated rounding", replace(scheme, weights=weights))
+def _spare(search: Search) -> None:
+    """Leave in float what costs little time there: products of two activations, and those that make the outputs.
+
+    Only for a clear gain, since each takes a little of the speed.
+    """
+    graph = Graph(search.scheme.model)
+    every = candidates(graph)
+    products = [n for n in graph.nodes if n.name in set(every)]
+    attention = frozenset(n.name for n in products if n.input[1] not in graph.constants)
+    for what, names in (("attention products in float", attention), ("output products in float", heads(graph))):
+        if names and len(search.scheme.floats | names) <= len(every) // 2:
+            search.attempt(what, replace(search.scheme, floats=search.scheme.floats | names), margin=SPARING)
+
+
+def heads(graph: Graph) -> frozenset[str]:
+    """Products that reach an output of the graph without passing another product."""
+    every = set(candidates(graph))
+    found: set[str] = set()
+    waiting, seen = list(graph.outputs), set(graph.outputs)
+    while waiting:
+        node = graph.producer.get(waiting.pop())
+        if node is None:
+            continue
+        if node.name in every:
+            found.add(node.name)
+            continue
+        waiting += [i for i in node.input if i and i not in seen]
+        seen.update(node.input)
+    return frozenset(found)
 
 
 def observed(model: onnx.ModelProto) -> list[str]:

@@ -5,8 +5,9 @@ import onnx
 import pytest
 from onnx import helper
 
-from edgekit.quantize.calibrate import histograms
-from edgekit.quantize.correct import bias_corrected, input_means
+from edgekit.quantize.calibrate import histograms, observe
+from edgekit.quantize.correct import ChannelMeans, bias_corrected, product_inputs
+from edgekit.quantize.data import CalibrationData
 from edgekit.quantize.graph import Graph
 from edgekit.quantize.measure import outputs_of
 from edgekit.quantize.prepare import prepared
@@ -44,7 +45,7 @@ def test_unfolded_windows_times_weights_are_the_convolution(stride: int) -> None
 def test_compensated_rounding_has_less_output_error_than_the_nearest_step() -> None:
     model, data = conv(), data_of(correlated(16))
     scheme = Scheme(model, histograms(model, observed(model), data), "minmax")
-    found = compensated_weights(model, data, scheme.ranges)["conv"]
+    found = compensated_weights(model, data, scheme.ranges)[0]["conv"]
     weight = Graph(model).constants["w"]
     nearest = quantized(weight, channel_scales(weight, 0, pair_safe=True), 0)
     rows = unfolded(correlated(16), (3, 3), model.graph.node[0])
@@ -54,6 +55,12 @@ def test_compensated_rounding_has_less_output_error_than_the_nearest_step() -> N
 
     assert error(found.dequantized()) < 0.5 * error(nearest.dequantized())
     assert worst_pair(found.values) <= 128
+
+
+def input_means(model: onnx.ModelProto, data: CalibrationData) -> dict[str, np.ndarray]:
+    means = ChannelMeans(product_inputs(Graph(model)))
+    observe(model, list(means.axes), data, means)
+    return means.means
 
 
 def test_bias_correction_takes_the_mean_error_of_rounded_weights_back() -> None:

@@ -1,0 +1,317 @@
+"""Compiles variants of a package for targets and adds the engines, all in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from edgekit import __version__
+from edgekit._lazy import available
+from edgekit.engine import cache
+from edgekit.engine.build import Built, Step, build_engine
+from edgekit.engine.device import Gpu, this_gpu
+from edgekit.engine.inspect import EngineLayers, EngineSummary, intended_precisions, summary_of
+from edgekit.engine.options import BuildOptions, build_digest
+from edgekit.engine.profiles import Profile, profiles_for
+from edgekit.engine.trt_module import KINDS, Kind, TrtModule, load
+from edgekit.errors import UsageError
+from edgekit.graphs import load_model
+from edgekit.manifest import Variant
+from edgekit.package import Package, PackageWriter
+from edgekit.targets import THIS, Target, target_of, target_of_gpu
+
+COMPILED = ("fp16", "bf16", "int8-trt")
+"""Variants that are compiled when none is named: those that a GPU gains from."""
+
+Progress = Callable[[str, Step], None]
+"""Takes the id of the engine that is being built, and how far it is."""
+
+
+class Compiled(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine of one run.
+
+    Attributes:
+        id: of the new variant; source: the ONNX variant that it was built from.
+        target: the name that was asked for; sm: its compute capability; module: builder and release.
+        reused: "" if it was built now, "package" or "cache" if an equal one was there.
+        build_s: seconds that building took, now or when it was built.
+        summary: counts over its layers; None where they are not known.
+        warnings: what the builder warned of.
+    """
+
+    id: str
+    source: str
+    target: str
+    sm: int
+    module: str
+    file: str
+    bytes: int
+    reused: str
+    build_s: float
+    summary: EngineSummary | None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Job:
+    source: Variant
+    target: Target
+    module: TrtModule
+    options: BuildOptions
+    digest: str
+    gpu: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.source.id.removesuffix('-trt')}-sm{self.target.sm}-{self.module.tag}{self.options.suffix()}"
+
+    @property
+    def file(self) -> str:
+        precision = self.source.id.removesuffix("-trt")
+        return f"engines/sm{self.target.sm}-{self.module.tag}-{precision}{self.options.suffix()}.engine"
+
+    @property
+    def layers_file(self) -> str:
+        return self.file.removesuffix(".engine") + ".layers.json"
+
+    @property
+    def timing_key(self) -> str:
+        return f"{self.module.tag}-sm{self.target.sm}-{self.gpu.replace(' ', '-').lower()}"
+
+
+def compile_package(
+    package: Package,
+    targets: Sequence[str],
+    *,
+    variants: Sequence[str] = (),
+    profiles: Sequence[Profile] = (),
+    options: BuildOptions | None = None,
+    kind: Kind | None = None,
+    use_cache: bool = True,
+    progress: Progress | None = None,
+) -> tuple[Package, list[Compiled]]:
+    """Engines of `variants` (default: those in `COMPILED` that the package has) for every target, added to `package`.
+
+    Nothing is written unless all of them can be built. An equal engine that is in the package or in the cache is used
+    as it is; `use_cache` False builds anew.
+
+    Raises:
+        UsageError: a target, variant, option or range of shapes that cannot be.
+        MissingDependencyError: the TensorRT that a target needs is not installed.
+        UnsupportedOperatorError, BackendError: see `build_engine`.
+        KeyboardInterrupt: cancelled; the package is as before.
+    """
+    sources = sources_of(package, variants)
+    wanted = options or BuildOptions()
+    wanted = msgspec.structs.replace(wanted, profiles=profiles_of(package, profiles))
+    gpu = this_gpu()
+    jobs: dict[str, tuple[str, _Job]] = {}
+    for name in dict.fromkeys(targets):
+        target = resolve(name, gpu)
+        module = module_for(target, kind, gpu)
+        module.check(wanted)
+        for source in sources:
+            job = _job(source, target, module, wanted, gpu)
+            jobs.setdefault(job.id, (name, job))
+    with package.edit() as writer:
+        made = [_make(package, writer, name, job, use_cache, progress) for name, job in jobs.values()]
+        if all(c.reused == "package" for c in made):
+            return package, made
+        return writer.commit(), made
+
+
+def _job(source: Variant, target: Target, module: TrtModule, options: BuildOptions, gpu: Gpu | None) -> _Job:
+    own = "" if module.cross_compiles or gpu is None else gpu.name
+    digest = build_digest(
+        options,
+        model=[source.sha256, *(d.sha256 for d in source.data)],
+        plugins=sorted(source.plugins),
+        module=[module.kind, module.version],
+        target=[target.sm, own],
+    )
+    return _Job(source, target, module, options, digest, own)
+
+
+def _make(
+    package: Package, writer: PackageWriter, name: str, job: _Job, use_cache: bool, progress: Progress | None
+) -> Compiled:
+    there = next((v for v in package.manifest.variants if v.id == job.id), None)
+    if use_cache and there is not None and there.settings.get("digest") == job.digest:
+        package.file(there.file)
+        return _compiled(name, job, there, "package", stored_layers(package, there))
+    kept = cache.cached_engine(job.digest) if use_cache else None
+    warnings: tuple[str, ...] = ()
+    if kept is not None:
+        data, found, build_s, reused = kept[0], kept[1].found, kept[1].build_s, "cache"
+    else:
+        built = _build(package, job, progress)
+        data, build_s, reused, warnings = built.data, built.build_s, "", built.warnings
+        found = EngineLayers(layers=built.layers, intended=_intended(package, job.source))
+        cache.keep_engine(job.digest, data, build_s=build_s, found=found)
+        if built.timing_cache is not None:
+            cache.keep_timing_cache(job.timing_key, built.timing_cache)
+    writer.path(job.file).write_bytes(data)
+    writer.write(job.layers_file, msgspec.json.encode(found))
+    variant = writer.variant_of(
+        job.file,
+        id=job.id,
+        precision=job.source.precision.removesuffix("-trt"),
+        format=job.module.kind,
+        target=f"sm{job.target.sm}-{job.module.tag}",
+        plugins=job.source.plugins,
+        settings=_settings(package, name, job, build_s),
+    )
+    writer.put(variant)
+    return _compiled(name, job, variant, reused, found, warnings)
+
+
+def _build(package: Package, job: _Job, progress: Progress | None) -> Built:
+    def on_step(step: Step) -> None:
+        if progress is not None:
+            progress(job.id, step)
+
+    return build_engine(
+        package.model_file(job.source),
+        module=job.module,
+        sm=job.target.sm,
+        options=job.options,
+        name=job.source.id,
+        timing_cache=cache.timing_cache(job.timing_key),
+        on_step=on_step,
+    )
+
+
+def _settings(package: Package, name: str, job: _Job, build_s: float) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "source": job.source.id,
+        "source_sha256": job.source.sha256,
+        "module": job.module.kind,
+        "version": job.module.version,
+        "asked_for": name,
+        "profiles": [{n: msgspec.to_builtins(r) for n, r in p.items()} for p in job.options.profiles],
+        "inputs": [str(s) for s in package.manifest.input_specs],
+        "outputs": [str(s) for s in package.manifest.output_specs],
+        "options": job.options.record(),
+        "build_s": round(build_s, 3),
+        "digest": job.digest,
+        "layers": job.layers_file,
+        "tool": f"edgekit {__version__}",
+    }
+    if job.gpu:
+        out["gpu"] = job.gpu
+    return out
+
+
+def _compiled(
+    name: str, job: _Job, variant: Variant, reused: str, found: EngineLayers | None, warnings: tuple[str, ...] = ()
+) -> Compiled:
+    return Compiled(
+        id=variant.id,
+        source=job.source.id,
+        target=name,
+        sm=job.target.sm,
+        module=job.module.title,
+        file=variant.file,
+        bytes=variant.bytes,
+        reused=reused,
+        build_s=float(variant.settings["build_s"]),
+        summary=summary_of(found) if found is not None and found.layers else None,
+        warnings=warnings,
+    )
+
+
+def stored_layers(package: Package, variant: Variant) -> EngineLayers | None:
+    """The layers that were kept beside an engine, or None."""
+    name = variant.settings.get("layers")
+    if not isinstance(name, str) or name not in package.manifest.all_files():
+        return None
+    try:
+        return msgspec.json.decode(package.file(name).read_bytes(), type=EngineLayers)
+    except msgspec.DecodeError:
+        return None
+
+
+def _intended(package: Package, source: Variant) -> dict[str, str]:
+    if not available("onnx"):
+        return {}
+    return intended_precisions(load_model(package.model_file(source)))
+
+
+def sources_of(package: Package, asked: Sequence[str]) -> list[Variant]:
+    """The ONNX variants to compile: those asked for, else those in `COMPILED`. Raises UsageError."""
+    if not asked:
+        found = [v for v in package.manifest.variants if v.format == "onnx" and v.id in COMPILED]
+        if not found:
+            raise UsageError(
+                f"'{package.path.name}' has no variant that a GPU gains from. Make one with: edgekit quantize "
+                f"{package.path.name} --precision fp16 (or int8), or compile what it has with: --variant "
+                f"{package.reference.id}"
+            )
+        return found
+    out = []
+    for name in dict.fromkeys(asked):
+        variant = package.variant(name)
+        if variant.format != "onnx":
+            raise UsageError(f"Variant '{name}' is an engine already; name the ONNX variant that it comes from.")
+        if variant.precision == "int8" and variant.settings.get("form") == "cpu":
+            raise UsageError(
+                f"Variant '{name}' is ONNX Runtime's form of INT8; TensorRT takes 'int8-trt'. Name that one."
+            )
+        out.append(variant)
+    return out
+
+
+def profiles_of(package: Package, asked: Sequence[Profile]) -> tuple[Profile, ...]:
+    """The checked profiles of a package's inputs; see `profiles_for`."""
+    inputs = package.manifest.input_specs
+    batch = inputs[0].shape[0] if inputs[0].batched else None
+    others = any(isinstance(d, str) and d != batch for s in inputs for d in s.shape)
+    shapes = {}
+    if others and package.manifest.samples is not None:
+        shapes = {name: array.shape for name, array in package.samples().inputs.items()}
+    return profiles_for(inputs, asked, shapes)
+
+
+def resolve(name: str, gpu: Gpu | None) -> Target:
+    """The target called `name`, where "this" is `gpu`. Raises UsageError."""
+    if name.strip().lower() != THIS:
+        return target_of(name)
+    if gpu is None:
+        raise UsageError(
+            "Target 'this' needs an NVIDIA GPU and its driver, which this machine lacks. Name a target, for example "
+            "--target rtx-4090, or see: edgekit doctor"
+        )
+    return target_of_gpu(gpu.name, gpu.sm, board=gpu.board)
+
+
+def module_for(target: Target, kind: Kind | None, gpu: Gpu | None) -> TrtModule:
+    """The TensorRT that compiles for `target` on this machine: `kind`, or the one that can.
+
+    Raises:
+        UsageError: no TensorRT can do it here; the message says where.
+        MissingDependencyError: the one that can is not installed.
+    """
+    here = gpu is not None and gpu.sm == target.sm
+    if kind is None:
+        if here and available(KINDS["tensorrt"]):
+            kind = "tensorrt"
+        elif target.rtx:
+            kind = "tensorrt-rtx"
+        else:
+            kind = "tensorrt"
+    if kind == "tensorrt-rtx" and not target.rtx:
+        raise UsageError(
+            f"TensorRT-RTX does not compile for {target.name} ({target.sm_name}). Compile on the device with: "
+            "edgekit compile X.edge --target this"
+        )
+    if kind == "tensorrt" and not here:
+        hint = " With --module tensorrt-rtx it can be built here." if target.rtx else ""
+        raise UsageError(
+            f"An engine for {target.name} ({target.sm_name}) is built on such a device: run edgekit compile there with "
+            f"--target this. What will work there is said by: edgekit compile X.edge --target {target.name} --plan."
+            + hint
+        )
+    return load(kind)
