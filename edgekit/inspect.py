@@ -12,6 +12,8 @@ import msgspec
 
 from edgekit import graphs
 from edgekit._lazy import available
+from edgekit.engine.apply import stored_layers
+from edgekit.engine.inspect import EngineLayer, EngineSummary, summary_of
 from edgekit.errors import ModelError
 from edgekit.manifest import File, Manifest, Tensor, Variant
 from edgekit.package import MANIFEST, REPORTS, Package, sha256_of
@@ -66,10 +68,20 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[Layer, ...]
 
 
+class EngineInspection(msgspec.Struct, frozen=True, kw_only=True):
+    """A compiled engine: how it was built (see `Variant.settings`), its layers, and counts over them."""
+
+    variant: str
+    settings: dict[str, object]
+    layers: tuple[EngineLayer, ...]
+    summary: EngineSummary
+
+
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     """A package: its manifest, the files whose digest was checked, those that the manifest does not know, a graph.
 
-    `graph` is None where there is nothing to read it with, and `graph_note` says so.
+    `graph` is None where there is nothing to read it with, and `graph_note` says so; for an engine, `engine` takes its
+    place.
     """
 
     path: str
@@ -79,6 +91,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     strangers: tuple[str, ...]
     graph: Graph | None
     graph_note: str = ""
+    engine: EngineInspection | None = None
 
 
 class ModelInspection(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,12 +130,22 @@ def inspect_package(package: Package, *, variant: str | None = None) -> Inspecti
         strangers=tuple(strangers),
         graph=graph,
         graph_note=note,
+        engine=_engine_of(package, chosen),
+    )
+
+
+def _engine_of(package: Package, variant: Variant) -> EngineInspection | None:
+    found = stored_layers(package, variant) if variant.format != "onnx" else None
+    if found is None or not found.layers:
+        return None
+    return EngineInspection(
+        variant=variant.id, settings=dict(variant.settings), layers=found.layers, summary=summary_of(found)
     )
 
 
 def _graph_of(package: Package, variant: Variant) -> tuple[Graph | None, str]:
     if variant.format != "onnx":
-        return None, f"'{variant.id}' is a {variant.format} engine; its layers are not listed"
+        return None, f"'{variant.id}' is a {variant.format} engine; the list of its layers was not kept"
     if not available("onnx"):
         return None, WITHOUT_ONNX
     return graph_of(graphs.load_model(package.model_file(variant)), variant=variant.id), ""

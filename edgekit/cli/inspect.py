@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgekit.cli.engine import print_engine
 from edgekit.cli.output import bytes_text, percent_text, print_json, print_table, print_text
 from edgekit.errors import UsageError
 from edgekit.inspect import Graph, Inspection, ModelInspection, inspect_model, inspect_package
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         result = inspect_package(Package.open(path), variant=args.variant)
     if args.json:
+        if isinstance(result, Inspection) and result.engine is not None and not args.layers:
+            result = msgspec.structs.replace(result, engine=msgspec.structs.replace(result.engine, layers=()))
         if result.graph is not None and not args.layers:
             result = msgspec.structs.replace(result, graph=msgspec.structs.replace(result.graph, layers=()))
         print_json(result)
@@ -49,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print_facts([("file", f"{result.path}, {bytes_text(result.bytes)}"), ("sha256", result.sha256)])
         _print_facts([*_tensor_lines("input", result.inputs), *_tensor_lines("output", result.outputs)])
-    if result.graph is None:
+    if isinstance(result, Inspection) and result.engine is not None:
+        print_engine(result.engine, layers=args.layers)
+    elif result.graph is None:
         print_text(f"note: {result.graph_note}")
     else:
         _print_graph(result.graph, layers=args.layers)

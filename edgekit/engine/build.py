@@ -14,7 +14,7 @@ from edgekit.engine.faults import build_error, parse_error
 from edgekit.engine.inspect import EngineLayer, layers_from_json, layers_from_log
 from edgekit.engine.options import BuildOptions
 from edgekit.engine.trt_module import TrtModule
-from edgekit.errors import BackendError, EdgekitError
+from edgekit.errors import BackendError, EdgekitError, ModelError
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ def build_engine(
     builder, network, faults = module.parsed(str(model), logger)
     if faults:
         raise parse_error(module, model, faults)
+    if network.num_outputs == 0:
+        raise ModelError(f"'{model.name}' holds no ONNX graph. Export or download it again.")
     config = module.config(builder, options, sm=sm)
     if options.timing_cache:
         module.load_timing_cache(config, timing_cache)
@@ -127,21 +129,23 @@ class _Watch:
         """`build()`, with Ctrl-C heard meanwhile."""
         result: list[bytes | None] = []
         failure: list[BaseException] = []
+        done = threading.Event()
 
         def work() -> None:
             try:
                 result.append(build())
             except BaseException as error:  # handed to the caller's thread
                 failure.append(error)
+            finally:
+                done.set()
 
-        thread = threading.Thread(target=work, name="engine build", daemon=True)
-        thread.start()
         try:
-            while thread.is_alive():
-                thread.join(0.1)
+            threading.Thread(target=work, name="engine build", daemon=True).start()
+            while not done.wait(0.1):  # not join: an interrupted join forgets that the thread still runs
+                pass
         except BaseException:
             self._cancel.set()
-            thread.join()  # the compiler stops at its next step
+            done.wait()  # the compiler stops at its next step; a second interrupt does not wait for it
             raise
         if failure:
             error = failure[0]

@@ -101,10 +101,16 @@ def layers_from_log(text: str) -> tuple[EngineLayer, ...]:
 
 def _layer_from_line(line: str) -> EngineLayer:
     head, _, metadata = line.partition(", Metadata:")
-    fields = dict(re.findall(r"(Name|LayerType|TacticName): ([^,\[]*)", re.sub(r"\[ \{.*?\} \]|\[\]", "", head)))
+    flat = _flat(head)
+    name, _, rest = flat.removeprefix("Name: ").partition(", LayerType: ")
+    fields = {
+        "Name": name,
+        "LayerType": rest.partition(", Inputs:")[0],
+        "TacticName": flat.rpartition(", TacticName: ")[2].partition(", StreamId:")[0],
+    }
     found = {}
     for key in ("Inputs", "Outputs"):
-        block = re.search(rf"{key}: \[(.*?)\](?=, [A-Z]\w+:|$)", _flat(head))
+        block = re.search(rf", {key}: \[(.*?)\](?=, [A-Z]\w+:|$)", flat)
         found[key] = tuple(_tensor_from_text(t) for t in re.findall(r"\{ (.*?) \}", block[1])) if block else ()
     return _layer(fields, found["Inputs"], found["Outputs"], metadata)
 

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import _thread
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgekit.engine.build import Step, build_engine
+from edgekit.engine.inspect import EngineLayers, intended_precisions, summary_of
+from edgekit.engine.options import BuildOptions
+from edgekit.engine.profiles import Range, profiles_for
+from edgekit.engine.trt_module import TrtModule
+from edgekit.errors import BackendError, ModelError, UnsupportedOperatorError, UsageError
+from edgekit.export.onnx_import import onnx_from_file
+from edgekit.graphs import model_specs
+from edgekit.quantize.fp16 import half_model
+from edgekit.quantize.prepare import prepared
+from tests.data import data_path
+from tests.engine.conftest import saved
+from tests.quantize.nets import conv_net, model_of, random
+
+FREE = BuildOptions(profiles=({"x": Range(min=(1, 3, 12, 12), opt=(4, 3, 12, 12), max=(8, 3, 12, 12))},))
+
+
+@pytest.mark.parametrize("sm", [75, 80, 86, 89, 120])
+def test_a_half_precision_net_compiles_for_every_gpu(rtx: TrtModule, tmp_path: Path, sm: int) -> None:
+    model = half_model(prepared(conv_net()))
+    built = build_engine(saved(model, tmp_path / "net.onnx"), module=rtx, sm=sm, options=FREE)
+    assert len(built.data) > 10_000
+    assert built.build_s > 0
+    summary = summary_of(EngineLayers(layers=built.layers, intended=intended_precisions(model)))
+    assert summary.products == {"fp16": 4}
+    assert summary.mismatches == ()
+
+
+def test_turing_has_no_fp32_products_and_the_message_says_what_has(rtx: TrtModule, tmp_path: Path) -> None:
+    path = saved(conv_net(), tmp_path / "net.onnx")
+    with pytest.raises(BackendError, match="'net' for sm_75: there it has no FP32 matrix products. Compile the FP16"):
+        build_engine(path, module=rtx, sm=75, options=FREE)
+    assert build_engine(path, module=rtx, sm=86, options=FREE).data
+
+
+def test_several_profiles_are_in_one_engine(rtx: TrtModule, tmp_path: Path) -> None:
+    path = saved(half_model(conv_net()), tmp_path / "net.onnx")
+    one = {"x": Range(min=(1, 3, 12, 12), opt=(1, 3, 12, 12), max=(1, 3, 12, 12))}
+    both = BuildOptions(profiles=(one, *FREE.profiles))
+    assert build_engine(path, module=rtx, sm=86, options=both).data
+
+
+def test_progress_tells_phase_time_and_memory(rtx: TrtModule, tmp_path: Path) -> None:
+    steps: list[Step] = []
+    path = saved(half_model(conv_net()), tmp_path / "net.onnx")
+    build_engine(path, module=rtx, sm=86, options=FREE, on_step=steps.append)
+    assert len(steps) > 5
+    assert {s.phase for s in steps} > {"Building engine"}
+    assert all(1 <= s.done <= s.total for s in steps if s.total)
+    times = [s.elapsed_s for s in steps]
+    assert times == sorted(times)
+    assert steps[-1].peak_bytes > 10_000_000
+
+
+def test_an_interrupt_ends_the_build(rtx: TrtModule, tmp_path: Path) -> None:
+    path = saved(half_model(conv_net()), tmp_path / "net.onnx")
+    sent, after = threading.Event(), []
+
+    def interrupt(step: Step) -> None:
+        if sent.is_set():
+            after.append(step)
+        else:
+            _thread.interrupt_main()
+        sent.set()
+        threading.Event().wait(0.3)  # the main thread is interrupted meanwhile
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(path, module=rtx, sm=86, options=FREE, on_step=interrupt)
+    assert after == []  # cancelled at the first step
+    for thread in threading.enumerate():
+        if thread.name == "engine build":
+            thread.join(5)  # it has ended but for a few instructions
+            assert not thread.is_alive()
+
+
+def test_an_operator_that_no_parser_has_is_named_with_its_module(rtx: TrtModule, tmp_path: Path) -> None:
+    node = helper.make_node("Det", ["x"], ["y"], name="node_det")
+    entry = node.metadata_props.add()
+    entry.key, entry.value = "pkg.torch.onnx.name_scopes", "['', 'head', 'head.volume', 'det']"
+    model = model_of([node], {}, {"x": (2, 3, 3)}, ["y"])
+    with pytest.raises(UnsupportedOperatorError) as caught:
+        build_engine(saved(model, tmp_path / "det.onnx"), module=rtx, sm=86, options=BuildOptions())
+    assert "Det (node 'node_det', module 'head.volume')" in str(caught.value)
+    assert "--plan" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_asymmetric_quantization_is_a_sentence(rtx: TrtModule, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="quantize"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], name="dequantize"),
+    ]
+    model = model_of(nodes, {"s": np.float32(0.1), "z": np.int8(3)}, {"x": (1, 16)}, ["y"])
+    with pytest.raises((UnsupportedOperatorError, BackendError)) as caught:
+        build_engine(saved(model, tmp_path / "q.onnx"), module=rtx, sm=86, options=BuildOptions())
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("TensorRT-RTX")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x07\x12\x04"])
+def test_a_file_that_is_no_model(rtx: TrtModule, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"'bad\.onnx'"):
+        build_engine(path, module=rtx, sm=86, options=BuildOptions())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"workspace_mb": 64}, None, ""),
+        ({"hardware": "same"}, UsageError, "has no --hardware same"),
+        ({"dla": 0}, UsageError, "has no --dla"),
+        ({"level": 0}, None, ""),
+        ({"sparsity": True}, None, ""),
+        ({"verbosity": "none"}, None, ""),
+    ],
+)
+def test_options(
+    rtx: TrtModule, tmp_path: Path, options: dict[str, object], error: type[Exception] | None, message: str
+) -> None:
+    path = saved(half_model(conv_net()), tmp_path / "net.onnx")
+    asked = BuildOptions(profiles=FREE.profiles, **options)  # type: ignore[arg-type]
+    if error is None:
+        built = build_engine(path, module=rtx, sm=86, options=asked)
+        assert bool(built.layers) == (options.get("verbosity") != "none")
+        return
+    with pytest.raises(error, match=message):
+        build_engine(path, module=rtx, sm=86, options=asked)
+
+
+def test_a_workspace_that_is_too_small_says_so(rtx: TrtModule, tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")]
+    model = model_of(nodes, {"w": random(512, 512)}, {"x": ("batch", 256, 512)}, ["y"])
+    shapes = {"x": Range(min=(1, 256, 512), opt=(64, 256, 512), max=(256, 256, 512))}
+    path = saved(half_model(model), tmp_path / "net.onnx")
+    with pytest.raises(BackendError, match="Raise --workspace"):
+        build_engine(path, module=rtx, sm=86, options=BuildOptions(profiles=(shapes,), workspace_mb=1))
+
+
+def test_an_unknown_capability_lists_those_that_are(rtx: TrtModule, tmp_path: Path) -> None:
+    path = saved(half_model(conv_net()), tmp_path / "net.onnx")
+    with pytest.raises(UsageError, match="does not compile for sm_90; it does for sm_75"):
+        build_engine(path, module=rtx, sm=90, options=FREE)
+
+
+def test_what_needs_a_gpu_says_so(rtx: TrtModule, tmp_path: Path) -> None:
+    from edgekit.engine.device import this_gpu
+
+    if this_gpu() is not None:
+        pytest.skip("this machine has a GPU, so refittable engines can be built")
+    path = saved(half_model(conv_net()), tmp_path / "net.onnx")
+    asked = BuildOptions(profiles=FREE.profiles, refit=True)
+    with pytest.raises(BackendError, match="needs an NVIDIA GPU"):
+        build_engine(path, module=rtx, sm=86, options=asked)
+
+
+def attention() -> onnx.ModelProto:
+    """One encoder layer of a transformer: (batch, 16, 32), 4 heads."""
+    node = helper.make_node
+    weights = {n: random(32, 32, scale=0.2, seed=i) for i, n in enumerate(("q", "k", "v", "o"))}
+    weights |= {"up": random(32, 64, scale=0.2, seed=5), "down": random(64, 32, scale=0.2, seed=6)}
+    weights |= {"g": np.ones(32, np.float32), "b": np.zeros(32, np.float32), "scale": np.float32(8**-0.5)}
+    weights |= {"heads": np.array([0, 16, 4, 8], np.int64), "flat": np.array([0, 16, 32], np.int64)}
+    nodes = []
+    for name, perm in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
+        nodes += [
+            node("MatMul", ["x", name], [f"{name}1"], name=f"{name}_proj"),
+            node("Reshape", [f"{name}1", "heads"], [f"{name}2"]),
+            node("Transpose", [f"{name}2"], [f"{name}3"], perm=perm),
+        ]
+    nodes += [
+        node("MatMul", ["q3", "k3"], ["s1"], name="scores"),
+        node("Mul", ["s1", "scale"], ["s2"]),
+        node("Softmax", ["s2"], ["s3"], axis=-1),
+        node("MatMul", ["s3", "v3"], ["a1"], name="mix"),
+        node("Transpose", ["a1"], ["a2"], perm=[0, 2, 1, 3]),
+        node("Reshape", ["a2", "flat"], ["a3"]),
+        node("MatMul", ["a3", "o"], ["a4"], name="o_proj"),
+        node("Add", ["a4", "x"], ["r1"]),
+        node("LayerNormalization", ["r1", "g", "b"], ["n1"], axis=-1),
+        node("MatMul", ["n1", "up"], ["f1"], name="ffn_up"),
+        node("Relu", ["f1"], ["f2"]),
+        node("MatMul", ["f2", "down"], ["f3"], name="ffn_down"),
+        node("Add", ["f3", "n1"], ["y"]),
+    ]
+    return model_of(nodes, weights, {"x": ("batch", 16, 32)}, ["y"])
+
+
+def lstm() -> onnx.ModelProto:
+    """A bidirectional LSTM of 8 steps: (8, batch, 16)."""
+    weights = {"w": random(2, 64, 16, scale=0.3), "r": random(2, 64, 16, scale=0.3), "b": random(2, 128, scale=0.1)}
+    node = helper.make_node("LSTM", ["x", "w", "r", "b"], ["y"], name="lstm", hidden_size=16, direction="bidirectional")
+    return model_of([node], weights, {"x": (8, "batch", 16)}, ["y"])
+
+
+def generator() -> onnx.ModelProto:
+    """A GAN's generator: a vector of 16 to a picture of 3x16x16 through transposed convolutions."""
+    node = helper.make_node
+    nodes = [
+        node("Reshape", ["x", "shape"], ["v"]),
+        node("ConvTranspose", ["v", "w1"], ["c1"], name="up1", strides=[4, 4]),
+        node("Relu", ["c1"], ["a1"]),
+        node("ConvTranspose", ["a1", "w2"], ["c2"], name="up2", strides=[2, 2]),
+        node("LeakyRelu", ["c2"], ["a2"]),
+        node("ConvTranspose", ["a2", "w3"], ["c3"], name="up3", strides=[2, 2]),
+        node("Tanh", ["c3"], ["y"]),
+    ]
+    weights = {"w1": random(16, 16, 4, 4, scale=0.2), "w2": random(16, 8, 2, 2), "w3": random(8, 3, 2, 2)}
+    weights["shape"] = np.array([0, 16, 1, 1], np.int64)
+    return model_of(nodes, weights, {"x": ("batch", 16)}, ["y"])
+
+
+@pytest.mark.parametrize("sm", [75, 120])
+@pytest.mark.parametrize(
+    ("make", "shape"), [(attention, (1, 16, 32)), (lstm, (8, 1, 16)), (generator, (1, 16))], ids=lambda p: str(p)
+)
+def test_transformer_lstm_and_generator_compile(
+    rtx: TrtModule, tmp_path: Path, make: object, shape: tuple[int, ...], sm: int
+) -> None:
+    assert callable(make)
+    model = half_model(make())
+    free = shape.index(1)
+    large = tuple(8 if i == free else d for i, d in enumerate(shape))
+    options = BuildOptions(profiles=({"x": Range(min=shape, opt=large, max=large)},))
+    built = build_engine(saved(model, tmp_path / "net.onnx"), module=rtx, sm=sm, options=options)
+    assert built.data
+    assert any(layer.precision == "fp16" for layer in built.layers)
+
+
+@pytest.mark.parametrize("sm", [75, 86])
+@pytest.mark.parametrize(
+    "name",
+    ["clf_squeezenet11/squeezenet11_fp32.onnx", "det_ultraface/version-RFB-320.onnx", "style_fns/candy.onnx"],
+)
+def test_real_models_compile_in_half_precision(rtx: TrtModule, tmp_path: Path, name: str, sm: int) -> None:
+    plain, _ = onnx_from_file(data_path(name), opset=17)
+    model = half_model(prepared(plain))
+    options = BuildOptions(profiles=profiles_for(model_specs(model)[0], [], {}))
+    built = build_engine(saved(model, tmp_path / "net.onnx"), module=rtx, sm=sm, options=options)
+    summary = summary_of(EngineLayers(layers=built.layers, intended=intended_precisions(model)))
+    assert set(summary.products) == {"fp16"}
+    assert summary.intended == summary.products
+
+
+def test_a_standard_body_stands_in_for_a_custom_operator(rtx: TrtModule, tmp_path: Path) -> None:
+    """A node of another domain compiles when the model brings its body as a function."""
+    body = helper.make_function(
+        "acme", "Double", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 18)]
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Double", ["x"], ["d"], domain="acme"), helper.make_node("MatMul", ["d", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT16, [4, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT16, [4, 16])],
+        [numpy_helper.from_array(random(16, 16).astype(np.float16), "w")],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("acme", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, functions=[body], ir_version=10)
+    assert build_engine(saved(model, tmp_path / "f.onnx"), module=rtx, sm=86, options=BuildOptions()).data
