@@ -209,13 +209,18 @@ def ultraface(folder: Path) -> dict[str, Any]:
     package = export(DATA / "det_ultraface" / "version-RFB-320.onnx", output=folder / "ultraface.edge")
     rows = photos(ImagePreprocess(height=240, width=320, scale=1, mean=(127,), std=(128,)))
     result = _calibrated(package, folder, {"input": rows[1::2]})
-    boxes = []
-    for variant in ("fp32", "int8"):
-        scores, places = run(result.package, variant, {"input": rows[:1]})
-        best = int(scores[0, :, 1].argmax())
-        boxes.append((float(scores[0, best, 1]), places[0, best] * np.array([320, 240, 320, 240])))
-    shift = float(np.abs(boxes[0][1] - boxes[1][1]).max())
-    return {"model": "ultraface", "box_shift_px": shift, "score": [boxes[0][0], boxes[1][0]]}
+    found = [run(result.package, v, {"input": rows[:1]}) for v in ("fp32", "int8")]
+    best = [int(scores[0, :, 1].argmax()) for scores, _ in found]
+    pixels = np.array([320, 240, 320, 240])
+    kept = (found[0][1][0, best[0]] - found[1][1][0, best[1]]) * pixels
+    anchor = (found[0][1][0, best[0]] - found[1][1][0, best[0]]) * pixels
+    return {
+        "model": "ultraface",
+        "same_anchor": best[0] == best[1],
+        "best_box_shift_px": float(np.abs(kept).max()),
+        "same_anchor_shift_px": float(np.abs(anchor).max()),
+        "score": [float(scores[0, b, 1]) for (scores, _), b in zip(found, best)],
+    }
 
 
 def silero(folder: Path) -> dict[str, Any]:

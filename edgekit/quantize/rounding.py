@@ -43,7 +43,7 @@ def roundable(graph: Graph) -> list[Any]:
         if node.name not in wanted or not graph.is_float(node.input[1]):
             continue
         weight = graph.constants[node.input[1]]
-        plain = node.op_type != "Conv" or (weight.ndim == 4 and attribute(node, "group", 1) == 1)
+        plain = node.op_type != "Conv" or (weight.ndim in (3, 4) and attribute(node, "group", 1) == 1)
         if plain and not is_depthwise(node, weight) and rows_of(node, weight).shape[1] <= DEEPEST:
             out.append(node)
     return out
@@ -83,12 +83,15 @@ class _Products:
 
 
 def unfolded(values: Array, kernel: tuple[int, ...], node: Any) -> Array:
-    """Windows that a 2-D convolution sees: (positions, channels x kernel)."""
-    pads = attribute(node, "pads", [0, 0, 0, 0])
+    """Windows that a 1-D or 2-D convolution sees: (positions, channels x kernel)."""
+    if values.ndim == 3:
+        values, kernel = values[:, :, None], (1, *kernel)
+    pads = _flat(attribute(node, "pads", [0, 0, 0, 0]), [0, 0])
     if attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         total = [k - 1 for k in kernel]
         pads = [total[0] // 2, total[1] // 2, total[0] - total[0] // 2, total[1] - total[1] // 2]
-    strides, dilations = attribute(node, "strides", [1, 1]), attribute(node, "dilations", [1, 1])
+    strides = _flat(attribute(node, "strides", [1, 1]), [1])
+    dilations = _flat(attribute(node, "dilations", [1, 1]), [1])
     padded = np.pad(values, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
     spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations)]
     windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=(2, 3))
@@ -100,6 +103,13 @@ def unfolded(values: Array, kernel: tuple[int, ...], node: Any) -> Array:
         rows, columns = np.divmod(np.arange(0, n * h * w, step), h * w)
         flat = windows[rows, :, columns // w, columns % w]
     return flat.reshape(len(flat), -1)
+
+
+def _flat(values: list[int], height: list[int]) -> list[int]:
+    """Pads, strides or dilations of a 1-D convolution as those of a 2-D one of height 1."""
+    if len(values) == 1:
+        return [*height, *values]
+    return [height[0], values[0], height[1], values[1]] if len(height) == 2 and len(values) == 2 else list(values)
 
 
 def compensated_weights(

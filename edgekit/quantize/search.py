@@ -40,6 +40,12 @@ MOST_FLOATS = 16
 GOOD = 1e-4
 """Output error below which rescaling is not tried: what is left is rounding."""
 
+POOR = 1e-3
+"""Output error above which the most sensitive layers are tried in float even within the budget."""
+
+WORST = 3
+"""How many of them."""
+
 SPARING = 0.9
 """A layer is left in float, within the budget, only if the error falls below this share."""
 
@@ -126,6 +132,8 @@ def best_scheme(
         _round_and_correct(search)
     if search.error > GOOD:
         _spare(search)
+    if search.error > POOR:
+        _spare_worst(search)
     return search
 
 
@@ -227,6 +235,14 @@ def _spare(search: Search) -> None:
     for what, names in (("attention products in float", attention), ("output products in float", heads(graph))):
         if names and len(search.scheme.floats | names) <= len(every) // 2:
             search.attempt(what, replace(search.scheme, floats=search.scheme.floats | names), margin=SPARING)
+
+
+def _spare_worst(search: Search) -> None:
+    ranked = sensitivities(search.scheme, search.judge, progress=search.progress)
+    for layer in [s for s in ranked if not s.left_float][:WORST]:
+        floats = search.scheme.floats | {layer.node}
+        if len(floats) <= len(ranked) // 2:
+            search.attempt(f"{layer.node} in float", replace(search.scheme, floats=floats), margin=SPARING)
 
 
 def heads(graph: Graph) -> frozenset[str]:

@@ -42,6 +42,15 @@ def test_unfolded_windows_times_weights_are_the_convolution(stride: int) -> None
     assert np.allclose(rows, y.transpose(0, 2, 3, 1).reshape(-1, 6), atol=1e-4)
 
 
+def test_unfolded_windows_of_a_one_dimensional_convolution() -> None:
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], pads=[2, 1], strides=[2], name="conv")]
+    weight = random(5, 3, 4)
+    model, x = prepared(model_of(nodes, {"w": weight}, {"x": ("batch", 3, 20)}, ["y"])), random(2, 3, 20)
+    y = outputs_of(model, data_of(x))["y"]
+    rows = unfolded(x, (4,), model.graph.node[0]) @ weight.reshape(5, -1).T
+    assert np.allclose(rows, y.transpose(0, 2, 1).reshape(-1, 5), atol=1e-4)
+
+
 def test_compensated_rounding_has_less_output_error_than_the_nearest_step() -> None:
     model, data = conv(), data_of(correlated(16))
     scheme = Scheme(model, histograms(model, observed(model), data), "minmax")

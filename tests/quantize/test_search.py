@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ from edgekit.errors import CheckError, UsageError
 from edgekit.package import Package
 from edgekit.quantize.apply import quantize_package
 from edgekit.quantize.calibrate import quiet
+from edgekit.quantize.graph import Graph
 from edgekit.quantize.judge import Judge
 from edgekit.quantize.latency import timed
 from edgekit.quantize.prepare import prepared
-from edgekit.quantize.search import Search, best_scheme, leave_float
+from edgekit.quantize.search import SPARING, Search, best_scheme, heads, leave_float
 from edgekit.quantize.sensitivity import sensitivities, sensitivity_png
 from edgekit.quantize.store import check_fresh, stale_parts, stored
-from tests.quantize.nets import conv_net, images, model_of
+from tests.quantize.nets import conv_net, images, model_of, random
 from tests.quantize.packages import package_of
 from tests.quantize.test_channels import hostile_conv_net
 from tests.quantize.test_qdq import data_of
@@ -53,7 +55,7 @@ def test_only_one_of_several_alternatives_is_kept(tmp_path: Path) -> None:
 
 
 def test_layers_are_left_in_float_until_the_budget_holds(tmp_path: Path) -> None:
-    search = searched(tmp_path, conv_net(), budget=0)
+    search = searched(tmp_path, conv_net(), budget=0, plain=True)
     before = search.error
     verdict = leave_float(search, search.judge.verdict(search.scheme.for_cpu()))
     assert search.error < before
@@ -115,3 +117,40 @@ def test_a_stale_calibration_is_refused_by_name(tmp_path: Path) -> None:
     assert stale_parts(calibration, other, data_of(images(32, seed=9))) == ["weights", "data"]
     with pytest.raises(CheckError, match="stale: it was made with other weights and data"):
         check_fresh(calibration, other, data_of(images(32, seed=9)))
+
+
+def test_layers_that_cost_little_in_float_are_spared_only_for_a_clear_gain(tmp_path: Path) -> None:
+    search = searched(tmp_path, hostile_conv_net())
+    spared = [a for a in search.attempts if a.step.endswith("in float")]
+    errors = [a.error for a in search.attempts if a.kept]
+    gains = [after / before for before, after in pairwise(errors) if after in {a.error for a in spared}]
+    assert all(gain < SPARING for gain in gains)
+    ready = prepared(conv_net())
+    assert heads(Graph(ready)) == {n.name for n in ready.graph.node if n.op_type == "Gemm"}
+
+
+def test_lstm_inputs_are_levelled_and_the_lstm_runs_in_dynamic_int8(tmp_path: Path) -> None:
+    node = onnx.helper.make_node
+    factor = np.exp2(np.linspace(-5, 5, 24)).astype(np.float32)
+    nodes = [
+        node("MatMul", ["x", "w0"], ["e"]),
+        node("Add", ["e", "b0"], ["f"]),
+        node("Relu", ["f"], ["r"]),
+        node("Transpose", ["r"], ["t"], perm=[1, 0, 2]),
+        node("LSTM", ["t", "w", "u"], ["y"], hidden_size=16),
+    ]
+    weights = {
+        "w0": random(12, 24, scale=0.4) * factor,
+        "b0": random(24, scale=0.1) * factor,
+        "w": random(1, 64, 24, scale=0.3) / factor,
+        "u": random(1, 64, 16, scale=0.3),
+    }
+    x = random(32, 9, 12)
+    package = package_of(tmp_path / "lstm.edge", model_of(nodes, weights, {"x": ("batch", 9, 12)}, ["y"]), {"x": x})
+    result = quantize_package(package, max_drop=100)
+    levelled = next(a for a in result.report.attempts if a.step.startswith("recurrent equalisation"))
+    assert levelled.kept
+    assert levelled.error < 1e-3
+    dynamic = next(a for a in result.report.attempts if a.step == "LSTM in dynamic INT8")
+    model = onnx.load(result.package.model_file(result.package.variant("int8")))
+    assert ("DynamicQuantizeLSTM" in [n.op_type for n in model.graph.node]) == dynamic.kept

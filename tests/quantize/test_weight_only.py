@@ -24,7 +24,7 @@ def test_blocks_are_rounded_within_half_a_step(bits: int) -> None:
     assert error < (1e-2 if bits == 4 else 5e-5)
 
 
-@pytest.mark.parametrize(("bits", "most"), [(8, 1e-4), (4, 2e-2)])
+@pytest.mark.parametrize(("bits", "most"), [(8, 3e-4), (4, 2e-2)])
 def test_a_transformer_block(bits: int, most: float) -> None:
     model, data = prepared(mlp_block()), data_of(random(8, 6, 32))
     made = weight_only(model, bits=bits)
