@@ -10,7 +10,7 @@ import numpy as np
 
 from edgekit.errors import InputError, UsageError
 from edgekit.preprocess import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Preprocess, tensor_from_file
-from edgekit.tensors import Array, Tensors, TensorSpec
+from edgekit.tensors import Tensors, TensorSpec
 
 ARRAY_SUFFIXES = (".npz", ".npy")
 INPUT_SUFFIXES = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES, *ARRAY_SUFFIXES)
@@ -26,14 +26,12 @@ def arrays_from_file(path: Path, inputs: Sequence[TensorSpec]) -> Tensors:
         InputError: the file is missing or damaged, or an `.npy` is given to a model with several inputs.
     """
     try:
-        loaded = np.load(path, allow_pickle=False)
-        arrays: dict[str, Array] = {}
-        if isinstance(loaded, np.ndarray):
-            if len(inputs) != 1:
-                raise InputError(f"'{path.name}' holds one array, the model has {len(inputs)} inputs. Give an .npz.")
-            return {inputs[0].name: loaded}
-        with loaded:
-            arrays = {name: loaded[name] for name in loaded.files}
+        with path.open("rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                arrays = {"": loaded}
+            else:
+                arrays = {name: loaded[name] for name in loaded.files}
     except FileNotFoundError:
         raise InputError(f"'{path}' does not exist. Check the path.") from None
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
@@ -41,6 +39,8 @@ def arrays_from_file(path: Path, inputs: Sequence[TensorSpec]) -> Tensors:
             f"'{path.name}' is not a readable numpy file: it is damaged, or holds Python objects. "
             "Save arrays with numpy.savez."
         ) from error
+    if "" in arrays and len(inputs) != 1:
+        raise InputError(f"'{path.name}' holds one array, the model has {len(inputs)} inputs. Give an .npz.")
     found = {k.removeprefix("input/"): v for k, v in arrays.items() if not k.startswith("output/")}
     if len(inputs) == 1 and len(found) == 1:
         return {inputs[0].name: next(iter(found.values()))}

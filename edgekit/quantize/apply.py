@@ -21,6 +21,7 @@ from edgekit.quantize.prepare import prepared
 from edgekit.quantize.ranges import Method
 from edgekit.quantize.report import QuantizeReport, VariantResult
 from edgekit.quantize.sensitivity import sensitivity_png
+from edgekit.quantize.store import stale_parts, stored
 from edgekit.recipe import ModelSpec
 
 DEFAULT_MAX_DROP = 0.5
@@ -74,6 +75,7 @@ def quantize_package(
     _check(package, precision, max_drop, force)
     model = prepared(load_model(package.model_file(package.reference)))
     data = calibration_data(package, recipe=recipe, calib=calib, samples=samples)
+    stale = _stale(package, data)
     judge = Judge(package, model, data, recipe=recipe, budget=max_drop)
     options = Options(method=method, plain=plain, sensitivity=sensitivity)
     made = make(package, model, data, judge, precision=precision, options=options, progress=progress)
@@ -99,7 +101,7 @@ def quantize_package(
         variants=tuple(_result(v, d) for v, d in zip(variants, verdicts)),
         layers=tuple(made.layers),
         attempts=tuple(made.attempts),
-        warnings=(*_data_warnings(data), *made.warnings),
+        warnings=(*stale, *_data_warnings(data), *made.warnings),
         wall_s=time.monotonic() - started,
         peak_bytes=peak_bytes(),
     )
@@ -118,6 +120,15 @@ def _check(package: Package, precision: str, max_drop: float, force: bool) -> No
     reference = package.reference
     if reference.precision != "fp32" or reference.format != "onnx":
         raise UsageError(f"'{package.path.name}' has no fp32 variant to start from. Export one first.")
+
+
+def _stale(package: Package, data: CalibrationData) -> list[str]:
+    """Why the calibration that the package holds is not used again, if it holds one of something else."""
+    there = stored(package)
+    changed = stale_parts(there, package, data) if there is not None else []
+    if not changed:
+        return []
+    return [f"the calibration.json there was made with other {' and '.join(changed)}: it was not used, and is replaced"]
 
 
 def _data_warnings(data: CalibrationData) -> list[str]:

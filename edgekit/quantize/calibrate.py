@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import numpy as np
 from edgekit._lazy import require
 from edgekit.errors import CheckError
 from edgekit.graphs import EXTERNAL_BYTES, infer_shapes, save_model, weight_bytes
+from edgekit.quantize.checkpoint import Checkpoint
 from edgekit.quantize.data import CalibrationData
 from edgekit.quantize.ranges import BINS, Histogram
 from edgekit.runtime.ort import OrtSession
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 GROUP_BYTES = 256 << 20
 """Activations that one run hands out; more tensors mean more runs, never more memory."""
+
+KEEP_S = 2.0
+"""A calibration that took longer is kept, so that it need not be made again."""
 
 MAX_ROWS = 16
 Visit: TypeAlias = Callable[[str, Array], None]
@@ -91,7 +96,7 @@ def observe(
 
 
 def _groups(
-    model: onnx.ModelProto, tensors: Sequence[str], data: CalibrationData, group_bytes: int
+    model: onnx.ModelProto, tensors: Sequence[str], data: CalibrationData, group_bytes: int = GROUP_BYTES
 ) -> tuple[int, list[list[str]]]:
     sizes = {d: 1 for s in data.specs for d in s.shape if isinstance(d, str)}
     known: dict[str, int] = {}
@@ -172,11 +177,35 @@ class HistogramCollector:
 def histograms(
     model: onnx.ModelProto, tensors: Sequence[str], data: CalibrationData, *, progress: Progress = quiet
 ) -> dict[str, Histogram]:
-    """The distribution of each of `tensors` over `data`.
+    """The distribution of each of `tensors` over `data`, in two passes over each group of them.
+
+    A measurement that takes more than `KEEP_S` is kept in the user's cache group by group, and goes on from there when
+    it was interrupted.
 
     Raises:
         CheckError: a tensor is NaN or infinite.
     """
+    started = time.monotonic()
+    checkpoint = Checkpoint(model, data)
+    found = checkpoint.load(tensors)
+    inputs = {s.name for s in data.specs}
+    missing = [t for t in dict.fromkeys(tensors) if t not in found]
+    groups = [[t for t in missing if t in inputs], *_groups(model, [t for t in missing if t not in inputs], data)[1]]
+    groups = [g for g in groups if g]
+    for number, group in enumerate(groups):
+
+        def on_group(what: str, done: int, total: int, number: int = number) -> None:
+            progress(what, number * total + done, len(groups) * total)
+
+        found |= _group_histograms(model, group, data, on_group)
+        if time.monotonic() - started > KEEP_S:
+            checkpoint.save(found)
+    return {t: found[t] for t in tensors if t in found}
+
+
+def _group_histograms(
+    model: onnx.ModelProto, tensors: Sequence[str], data: CalibrationData, progress: Progress
+) -> dict[str, Histogram]:
     ends = RangeCollector()
     observe(model, tensors, data, ends, progress=progress, what="ranges")
     counted = HistogramCollector(ends)

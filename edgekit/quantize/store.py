@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from edgekit.errors import CheckError, PackageError
+from edgekit.errors import PackageError
 from edgekit.package import CALIBRATION, Package
 from edgekit.quantize.data import CalibrationData
 from edgekit.quantize.scheme import Scheme
@@ -94,13 +94,3 @@ def stale_parts(calibration: Calibration, package: Package, data: CalibrationDat
     if data is not None and calibration.data_sha256 != data.digest:
         out.append("data")
     return out
-
-
-def check_fresh(calibration: Calibration, package: Package, data: CalibrationData | None) -> None:
-    """Raise CheckError, naming what changed, if `calibration` is of something else."""
-    stale = stale_parts(calibration, package, data)
-    if stale:
-        raise CheckError(
-            f"{CALIBRATION} of '{package.path.name}' is stale: it was made with other {' and '.join(stale)}. "
-            "Calibrate again: leave --reuse out."
-        )

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edgekit.errors import CheckError, UsageError
+from edgekit.errors import UsageError
 from edgekit.package import Package
 from edgekit.quantize.apply import quantize_package
 from edgekit.quantize.calibrate import quiet
@@ -17,7 +17,7 @@ from edgekit.quantize.latency import timed
 from edgekit.quantize.prepare import prepared
 from edgekit.quantize.search import SPARING, Search, best_scheme, heads, leave_float
 from edgekit.quantize.sensitivity import sensitivities, sensitivity_png
-from edgekit.quantize.store import check_fresh, stale_parts, stored
+from edgekit.quantize.store import stale_parts, stored
 from tests.quantize.nets import conv_net, images, model_of, random
 from tests.quantize.packages import package_of
 from tests.quantize.test_channels import hostile_conv_net
@@ -105,18 +105,22 @@ def test_both_forms_come_from_one_calibration_which_is_stored(tmp_path: Path) ->
     assert calibration.ranges["x"].peak >= 0.9 * calibration.ranges["x"].high
 
 
-def test_a_stale_calibration_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_stale_calibration_is_named_and_not_used(tmp_path: Path) -> None:
     made = quantize_package(
         package_of(tmp_path / "net.edge", conv_net(), {"x": images(32)}), plain=True, max_drop=100
     ).package
     calibration = stored(made)
     assert calibration is not None
     data = data_of(images(32))
-    check_fresh(calibration, made, data)
+    assert stale_parts(calibration, made, data) == []
     other: Package = package_of(tmp_path / "other.edge", conv_net(weight_scale=0.3), {"x": images(32)})
     assert stale_parts(calibration, other, data_of(images(32, seed=9))) == ["weights", "data"]
-    with pytest.raises(CheckError, match="stale: it was made with other weights and data"):
-        check_fresh(calibration, other, data_of(images(32, seed=9)))
+    np.savez(tmp_path / "more.npz", x=images(40, seed=9))
+    again = quantize_package(made, plain=True, max_drop=100, force=True, calib=tmp_path / "more.npz")
+    assert any("made with other data: it was not used" in w for w in again.report.warnings)
+    renewed = stored(again.package)
+    assert renewed is not None
+    assert renewed.data_sha256 != calibration.data_sha256
 
 
 def test_layers_that_cost_little_in_float_are_spared_only_for_a_clear_gain(tmp_path: Path) -> None:
