@@ -5,6 +5,7 @@ Engines for RTX GPUs are built on any machine by TensorRT-RTX (pip install 'edge
 datacenter GPUs on the device itself. The precision is the variant's: run edgekit quantize first.
 
   edgekit compile resnet.edge --target rtx-4090 sm_86
+  edgekit compile resnet.edge --target orin-nano thor --plan      (what would work there: no GPU, no TensorRT)
   edgekit compile resnet.edge --target this --shapes x:1x3x224x224..8x3x224x224..32x3x224x224
   edgekit compile --targets
 """
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edgekit.engine.apply import Compiled
     from edgekit.engine.options import BuildOptions
+    from edgekit.engine.profiles import Profile
+    from edgekit.package import Package
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("package", metavar="X.edge", nargs="?", help="the package to add engines to")
     parser.add_argument("--target", metavar="T", nargs="+", action="extend", help="what to compile for (default: this)")
     parser.add_argument("--targets", action="store_true", help="list the targets and what they are")
+    parser.add_argument("--plan", action="store_true", help="build nothing: say what would work; exit 1 if it breaks")
+    parser.add_argument("--jetpack", metavar="V", help="with --plan: judge this release alone (6.2)")
     parser.add_argument("--variant", metavar="V", nargs="+", action="extend", help="default: fp16, bf16 and int8-trt")
     parser.add_argument(
         "--shapes",
@@ -69,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
     package = Package.open(args.package)
     profiles = [parse_shapes(text) for text in args.shapes or ()]
     options = _options(args)
+    if args.plan:
+        return _plan(args, package, profiles)
     with _Report() as report:
         _, made = compile_package(
             package,
@@ -82,6 +89,25 @@ def run(args: argparse.Namespace) -> int:
         )
     _print(made, as_json=args.json, package=args.package)
     return 0
+
+
+def _plan(args: argparse.Namespace, package: Package, profiles: list[Profile]) -> int:
+    from edgekit.cli.output import print_json
+    from edgekit.cli.plan import print_plan
+    from edgekit.engine.apply import resolve
+    from edgekit.engine.device import this_gpu
+    from edgekit.engine.plan import broken, plan_package
+    from edgekit.targets import targets
+
+    names = args.target or [t.name for t in targets().values() if t.family == "jetson"]
+    wanted = [resolve(name, this_gpu()) for name in dict.fromkeys(names)]
+    found = plan_package(package, wanted, variants=args.variant or (), profiles=profiles, jetpack=args.jetpack)
+    failing = broken(found)
+    if args.json:
+        print_json({"outlooks": found, "breaks": failing})
+    else:
+        print_plan(found, failing, package=args.package)
+    return 1 if failing else 0
 
 
 def _options(args: argparse.Namespace) -> BuildOptions:
@@ -151,6 +177,7 @@ class _Report:
 
 
 def _print(made: list[Compiled], *, as_json: bool, package: str) -> None:
+    from edgekit.cli.engine import remarks
     from edgekit.cli.output import bytes_text, note, print_json, print_table, print_text
 
     if as_json:
@@ -164,10 +191,8 @@ def _print(made: list[Compiled], *, as_json: bool, package: str) -> None:
     for c in made:
         for text in c.warnings:
             note(f"warning: {c.id}: {text.splitlines()[0]}")
-        if c.summary is not None and c.summary.mismatches:
-            wrong = c.summary.mismatches
-            names = ", ".join(f"{m.node} ({m.actual} for {m.intended})" for m in wrong[:3])
-            note(f"warning: {c.id}: {len(wrong)} products run in another precision than the graph asks for: {names}")
+        for text in remarks(c.summary) if c.summary is not None else ():
+            note(f"note: {c.id}: {text}")
     print_text(f"Look inside with: edgekit inspect {package} --variant {made[0].id} --layers")
 
 

@@ -31,8 +31,8 @@ def remarks(summary: EngineSummary) -> list[str]:
     out = []
     wrong = summary.mismatches
     if wrong:
-        names = ", ".join(f"{m.node} ({m.actual}, not {m.intended})" for m in wrong[:8])
-        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        names = ", ".join(f"{m.node} ({m.actual}, not {m.intended})" for m in wrong[:4])
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         out.append(f"{len(wrong)} products do not run in what the graph asks for: {names}{more}")
         if sum(m.intended == "int8" for m in wrong) * 2 > summary.intended.get("int8", 0):
             out.append("most INT8 products run in float: the FP16 engine is likely better; bench both")

@@ -19,13 +19,13 @@ from edgekit.cli.output import bytes_text, percent_text, print_json, print_table
 from edgekit.errors import UsageError
 from edgekit.inspect import Graph, Inspection, ModelInspection, inspect_model, inspect_package
 from edgekit.manifest import Manifest, Tensor, Variant
-from edgekit.package import Package
+from edgekit.package import MANIFEST, Package
 from edgekit.preprocess import ImagePreprocess, Preprocess
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `edgekit inspect`."""
-    parser.add_argument("path", metavar="X.edge|X.onnx", help="a package or an ONNX file")
+    parser.add_argument("path", metavar="X.edge|X.onnx", help="a package, an ONNX file, or an engine in a package")
     parser.add_argument("--variant", metavar="V", help="the variant whose graph is read; default: the reference")
     parser.add_argument("--layers", action="store_true", help="a table of all layers")
 
@@ -38,6 +38,9 @@ def run(args: argparse.Namespace) -> int:
         if args.variant is not None:
             raise UsageError("--variant is for packages; an ONNX file is a single variant. Leave it out.")
         result = inspect_model(path)
+    elif path.suffix == ".engine" and not path.is_dir():
+        package, variant = _package_of(path)
+        result = inspect_package(package, variant=variant)
     else:
         result = inspect_package(Package.open(path), variant=args.variant)
     if args.json:
@@ -59,6 +62,21 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print_graph(result.graph, layers=args.layers)
     return 0
+
+
+def _package_of(engine: Path) -> tuple[Package, str]:
+    """The package around an engine file, and the variant that the file is."""
+    for folder in engine.resolve().parents:
+        if (folder / MANIFEST).is_file():
+            package = Package.open(folder)
+            name = engine.resolve().relative_to(folder.resolve()).as_posix()
+            for v in package.manifest.variants:
+                if v.file == name:
+                    return package, v.id
+    raise UsageError(
+        f"'{engine}' is not an engine of a package, and an engine alone can be read on its own GPU only. "
+        "Name one inside a package: edgekit inspect X.edge/engines/NAME.engine"
+    )
 
 
 def _print_package(result: Inspection) -> None:

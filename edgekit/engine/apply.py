@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,19 +14,23 @@ from edgekit import __version__
 from edgekit._lazy import available
 from edgekit.engine import cache
 from edgekit.engine.build import Built, Step, build_engine
+from edgekit.engine.conditions import conditions_resolved
 from edgekit.engine.device import Gpu, this_gpu
 from edgekit.engine.inspect import EngineLayers, EngineSummary, intended_precisions, summary_of
 from edgekit.engine.options import BuildOptions, build_digest
 from edgekit.engine.profiles import Profile, profiles_for
 from edgekit.engine.trt_module import KINDS, Kind, TrtModule, load
 from edgekit.errors import UsageError
-from edgekit.graphs import load_model
+from edgekit.graphs import load_model, save_model
 from edgekit.manifest import Variant
 from edgekit.package import Package, PackageWriter
 from edgekit.targets import THIS, Target, target_of, target_of_gpu
 
 COMPILED = ("fp16", "bf16", "int8-trt")
 """Variants that are compiled when none is named: those that a GPU gains from."""
+
+_JETSON = (72, 87, 110)
+"""Compute capabilities of chips that only Jetsons have."""
 
 Progress = Callable[[str, Step], None]
 """Takes the id of the engine that is being built, and how far it is."""
@@ -113,6 +119,7 @@ def compile_package(
         target = resolve(name, gpu)
         module = module_for(target, kind, gpu)
         module.check(wanted)
+        check_target(target, wanted)
         for source in sources:
             job = _job(source, target, module, wanted, gpu)
             jobs.setdefault(job.id, (name, job))
@@ -147,9 +154,9 @@ def _make(
     if kept is not None:
         data, found, build_s, reused = kept[0], kept[1].found, kept[1].build_s, "cache"
     else:
-        built = _build(package, job, progress)
+        built, intended = _build(package, job, progress)
         data, build_s, reused, warnings = built.data, built.build_s, "", built.warnings
-        found = EngineLayers(layers=built.layers, intended=_intended(package, job.source))
+        found = EngineLayers(layers=built.layers, intended=intended)
         cache.keep_engine(job.digest, data, build_s=build_s, found=found)
         if built.timing_cache is not None:
             cache.keep_timing_cache(job.timing_key, built.timing_cache)
@@ -168,20 +175,29 @@ def _make(
     return _compiled(name, job, variant, reused, found, warnings)
 
 
-def _build(package: Package, job: _Job, progress: Progress | None) -> Built:
+def _build(package: Package, job: _Job, progress: Progress | None) -> tuple[Built, dict[str, str]]:
     def on_step(step: Step) -> None:
         if progress is not None:
             progress(job.id, step)
 
-    return build_engine(
-        package.model_file(job.source),
-        module=job.module,
-        sm=job.target.sm,
-        options=job.options,
-        name=job.source.id,
-        timing_cache=cache.timing_cache(job.timing_key),
-        on_step=on_step,
-    )
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        path = package.model_file(job.source)
+        model = load_model(path) if available("onnx") else None
+        if model is not None and available("onnxruntime"):
+            model, resolved = conditions_resolved(model, job.options.profiles)
+            if resolved:
+                path = Path(folder) / path.name
+                save_model(model, path)
+        built = build_engine(
+            path,
+            module=job.module,
+            sm=job.target.sm,
+            options=job.options,
+            name=job.source.id,
+            timing_cache=cache.timing_cache(job.timing_key),
+            on_step=on_step,
+        )
+    return built, {} if model is None else intended_precisions(model)
 
 
 def _settings(package: Package, name: str, job: _Job, build_s: float) -> dict[str, Any]:
@@ -234,12 +250,6 @@ def stored_layers(package: Package, variant: Variant) -> EngineLayers | None:
         return None
 
 
-def _intended(package: Package, source: Variant) -> dict[str, str]:
-    if not available("onnx"):
-        return {}
-    return intended_precisions(load_model(package.model_file(source)))
-
-
 def sources_of(package: Package, asked: Sequence[str]) -> list[Variant]:
     """The ONNX variants to compile: those asked for, else those in `COMPILED`. Raises UsageError."""
     if not asked:
@@ -285,6 +295,20 @@ def resolve(name: str, gpu: Gpu | None) -> Target:
             "--target rtx-4090, or see: edgekit doctor"
         )
     return target_of_gpu(gpu.name, gpu.sm, board=gpu.board)
+
+
+def check_target(target: Target, options: BuildOptions) -> None:
+    """Raise UsageError if `options` ask for what the target's hardware does not have."""
+    if options.dla is not None:
+        without = target.sm not in (72, 87) or (target.family != "generic" and options.dla >= target.dla)
+        if without:
+            have = f"{target.dla}" if target.family != "generic" else "none"
+            raise UsageError(
+                f"{target.name} has no deep-learning accelerator {options.dla} (it has {have}). Leave --dla out."
+            )
+    if options.hardware == "ampere+" and (target.sm < 80 or target.sm in _JETSON):
+        why = "is a Jetson chip, for which TensorRT has no such engines" if target.sm in _JETSON else "is older"
+        raise UsageError(f"{target.name} ({target.sm_name}) {why}. Leave --hardware ampere+ out.")
 
 
 def module_for(target: Target, kind: Kind | None, gpu: Gpu | None) -> TrtModule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any
 from edgekit.engine.faults import build_error, parse_error
 from edgekit.engine.inspect import EngineLayer, layers_from_json, layers_from_log
 from edgekit.engine.options import BuildOptions
-from edgekit.engine.trt_module import TrtModule
+from edgekit.engine.trt_module import TrtModule, no_collection
 from edgekit.errors import BackendError, EdgekitError, ModelError
 
 
@@ -41,6 +42,10 @@ class Built:
     timing_cache: bytes | None
 
 
+_HARMLESS = ("Int64 binding",)
+"""Warnings about what edgekit does anyway."""
+
+
 class _Journal:
     """Collects what the compiler logs: errors and warnings, and the list of layers at the end of a verbose log."""
 
@@ -53,7 +58,8 @@ class _Journal:
         if severity <= 1:
             self.errors.append(text)
         elif severity == 2:
-            self.warnings.append(text)
+            if not any(words in text for words in _HARMLESS):
+                self.warnings.append(re.sub(r"^\S+\.cpp:\d+: ", "", text))
         elif text.startswith("Layers:"):
             self.layers = text
 
@@ -78,26 +84,43 @@ def build_engine(
         UsageError: an option, target or range of shapes that it does not have.
         BackendError: the build failed: out of memory, no kernel, no GPU.
     """
+    with no_collection():
+        return _built(model, module, sm, options, name or model.stem, timing_cache, on_step)
+
+
+def _built(
+    model: Path,
+    module: TrtModule,
+    sm: int,
+    options: BuildOptions,
+    name: str,
+    timing_cache: bytes,
+    on_step: Callable[[Step], None] | None,
+) -> Built:
     journal = _Journal()
     logger = module.logger(journal, verbose=module.cross_compiles)
-    builder, network, faults = module.parsed(str(model), logger)
-    if faults:
-        raise parse_error(module, model, faults)
-    if network.num_outputs == 0:
-        raise ModelError(f"'{model.name}' holds no ONNX graph. Export or download it again.")
-    config = module.config(builder, options, sm=sm)
-    if options.timing_cache:
-        module.load_timing_cache(config, timing_cache)
-    start = time.monotonic()
-    watch = _Watch(on_step, start)
-    module.set_progress(config, watch.step)
-    data = watch.run(lambda: module.serialized(builder, network, config))
-    if data is None:
-        raise build_error(module, journal.errors, what=name or model.stem, sm=sm)
-    took = time.monotonic() - start
-    cache = module.timing_cache(config) if options.timing_cache else None
-    layers = _layers(module, journal, data, logger, options)
-    return Built(data, layers, took, tuple(dict.fromkeys(journal.warnings)), cache)
+    builder = network = config = None
+    try:
+        builder, network, faults = module.parsed(str(model), logger)
+        if faults:
+            raise parse_error(module, model, faults)
+        if network.num_outputs == 0:
+            raise ModelError(f"'{model.name}' holds no ONNX graph. Export or download it again.")
+        config = module.config(builder, options, sm=sm)
+        if options.timing_cache:
+            module.load_timing_cache(config, timing_cache)
+        start = time.monotonic()
+        watch = _Watch(on_step, start)
+        module.set_progress(config, watch.step)
+        data = watch.run(lambda: module.serialized(builder, network, config))
+        if data is None:
+            raise build_error(module, journal.errors, what=name, sm=sm)
+        took = time.monotonic() - start
+        cache = module.timing_cache(config) if options.timing_cache else None
+        layers = _layers(module, journal, data, logger, options)
+        return Built(data, layers, took, tuple(dict.fromkeys(journal.warnings)), cache)
+    finally:
+        del config, network, builder, logger  # an error's traceback must not keep gigabytes of weights alive
 
 
 def _layers(

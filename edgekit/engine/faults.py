@@ -66,6 +66,11 @@ def build_error(module: TrtModule, messages: Sequence[str], *, what: str, sm: in
     low = text.lower()
     head = f"{module.title} could not build '{what}' for sm_{sm}"
     if "fp32 gemm is not supported" in low:
+        if what != "fp32":
+            return BackendError(
+                f"{head}: there it has no FP32 matrix products, and a part of this graph is still FP32 "
+                "(conversion leaves the bodies of If and Loop). Choose a newer GPU, or run the ONNX variant."
+            )
         return BackendError(
             f"{head}: there it has no FP32 matrix products. Compile the FP16 variant: "
             "edgekit quantize X.edge --precision fp16"

@@ -6,9 +6,11 @@ enumeration members are looked up by name, since their integers change between r
 
 from __future__ import annotations
 
+import gc
 import importlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,6 +37,23 @@ class ParserFault:
     node: int
     name: str
     operator: str
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Keep Python's cycle collector still while TensorRT runs.
+
+    TensorRT calls our logger with a lock held. A collection that starts there and frees an old builder would wait for
+    that lock for ever, whatever thread it starts in.
+    """
+    was = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 class TrtModule:
@@ -157,6 +176,18 @@ class TrtModule:
             return builder, network, []
         faults = [self._fault(parser.get_error(i)) for i in range(parser.num_errors)]
         return builder, network, faults or [ParserFault("", "no reason was given", -1, "", "")]
+
+    def faults(self, path: str) -> list[ParserFault]:
+        """Every node of the ONNX file at `path` that the parser would refuse, without building anything."""
+        with no_collection():
+            logger = self.logger(lambda _severity, _text: None, verbose=False)
+            network = self.trt.Builder(logger).create_network(self.network_flags())
+            parser = self.trt.OnnxParser(network, logger)
+            if not hasattr(parser, "supports_model_v2"):  # it names the first one alone
+                return [] if parser.parse_from_file(path) else [self._fault(parser.get_error(0))]
+            with open(path, "rb") as file:
+                fine = parser.supports_model_v2(file.read(), path)
+            return [] if fine else [self._fault(parser.get_error(i)) for i in range(parser.num_errors)]
 
     def _fault(self, error: Any) -> ParserFault:
         return ParserFault(

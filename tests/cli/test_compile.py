@@ -66,8 +66,17 @@ def test_inspect_shows_an_engine(rtx: None, net: Package, capsys: pytest.Capture
     assert "correlation" in out
     assert main(["inspect", str(net.path), "--variant", engine, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
+    file = net.path / Package.open(net.path).variant(engine).file
+    assert main(["inspect", str(file)]) == 0
+    assert f"engine of {engine}" in capsys.readouterr().out
     assert document["engine"]["summary"]["layers"] > 0
     assert document["engine"]["layers"] == []
+
+
+def test_an_engine_outside_a_package_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "lone.engine").write_bytes(b"engine")
+    assert main(["inspect", str(tmp_path / "lone.engine")]) == 2
+    assert "is not an engine of a package" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -164,3 +173,18 @@ def test_help_is_light() -> None:
     assert done.returncode == 0
     assert "--shapes" in done.stdout
     assert "tensorrt" not in {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+
+def test_plan_without_anything_to_build_with(net: Package, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile", str(net.path), "--plan", "--target", "orin-nano", "h200"]) == 0
+    out = capsys.readouterr().out
+    assert "orin-nano  6.2      TensorRT 10.3" in out
+    assert "breaks" in out  # JetPack 5.1
+    assert "--target this" in out
+    assert main(["compile", str(net.path), "--plan"]) == 1  # every Jetson: no release does it on Xavier
+    assert "Does not work: xavier-nx (fp16), agx-xavier (fp16)." in capsys.readouterr().out
+    assert main(["compile", str(net.path), "--plan", "--target", "orin-nano", "--jetpack", "6.0", "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["breaks"] == ["orin-nano (fp16)"]
+    assert {o["how"] for o in document["outlooks"][0]["operators"]} == {"native"}
+    assert Package.open(net.path).manifest == net.manifest

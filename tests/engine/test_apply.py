@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.engine.apply import compile_package, module_for, resolve, stored_layers
+from edgekit.engine.apply import check_target, compile_package, module_for, resolve, stored_layers
 from edgekit.engine.build import Step
 from edgekit.engine.device import Gpu
 from edgekit.engine.options import BuildOptions
@@ -193,6 +193,28 @@ def test_which_tensorrt_compiles_for_what(rtx: TrtModule) -> None:
         module_for(target_of("h200"), "tensorrt-rtx", None)
     with pytest.raises(UsageError, match="With --module tensorrt-rtx it can be built here"):
         module_for(target_of("l4"), "tensorrt", None)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "message"),
+    [
+        ("orin-nano", BuildOptions(dla=0), "no deep-learning accelerator 0"),
+        ("orin-nx", BuildOptions(dla=2), r"accelerator 2 \(it has 2\)"),
+        ("thor-t5000", BuildOptions(dla=0), "no deep-learning accelerator"),
+        ("rtx-4090", BuildOptions(dla=0), "no deep-learning accelerator"),
+        ("t4", BuildOptions(hardware="ampere+"), "is older"),
+        ("agx-orin", BuildOptions(hardware="ampere+"), "is a Jetson chip"),
+        ("agx-orin", BuildOptions(dla=1), None),
+        ("sm_87", BuildOptions(dla=0), None),
+        ("l4", BuildOptions(hardware="ampere+"), None),
+    ],
+)
+def test_what_the_hardware_does_not_have(target: str, options: BuildOptions, message: str | None) -> None:
+    if message is None:
+        check_target(target_of(target), options)
+        return
+    with pytest.raises(UsageError, match=message):
+        check_target(target_of(target), options)
 
 
 def test_a_builder_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

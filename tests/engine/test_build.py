@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import _thread
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from edgekit.export.onnx_import import onnx_from_file
 from edgekit.graphs import model_specs
 from edgekit.quantize.fp16 import half_model
 from edgekit.quantize.prepare import prepared
-from tests.data import data_path
+from tests.data import ROOT, data_path
 from tests.engine.conftest import saved
 from tests.quantize.nets import conv_net, model_of, random
 
@@ -39,8 +41,8 @@ def test_a_half_precision_net_compiles_for_every_gpu(rtx: TrtModule, tmp_path: P
 
 def test_turing_has_no_fp32_products_and_the_message_says_what_has(rtx: TrtModule, tmp_path: Path) -> None:
     path = saved(conv_net(), tmp_path / "net.onnx")
-    with pytest.raises(BackendError, match="'net' for sm_75: there it has no FP32 matrix products. Compile the FP16"):
-        build_engine(path, module=rtx, sm=75, options=FREE)
+    with pytest.raises(BackendError, match="'fp32' for sm_75: there it has no FP32 matrix products. Compile the FP16"):
+        build_engine(path, module=rtx, sm=75, options=FREE, name="fp32")
     assert build_engine(path, module=rtx, sm=86, options=FREE).data
 
 
@@ -269,3 +271,43 @@ def test_a_standard_body_stands_in_for_a_custom_operator(rtx: TrtModule, tmp_pat
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("acme", 1)]
     model = helper.make_model(graph, opset_imports=opsets, functions=[body], ir_version=10)
     assert build_engine(saved(model, tmp_path / "f.onnx"), module=rtx, sm=86, options=BuildOptions()).data
+
+
+def test_the_collector_rests_while_tensorrt_runs() -> None:
+    """A collection inside the logger that frees an old builder would wait for a lock that is held: for ever."""
+    import gc
+
+    from edgekit.engine.trt_module import no_collection
+
+    with no_collection():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError), no_collection():
+        raise RuntimeError
+    assert gc.isenabled()
+
+
+def test_a_collection_of_garbage_while_the_compiler_logs_does_not_hang(rtx: TrtModule, tmp_path: Path) -> None:
+    """Builders in reference cycles, collected at every allocation: TensorRT's own lock must not be waited for."""
+    path = saved(half_model(conv_net()), tmp_path / "net.onnx")
+    script = f"""
+import gc, sys
+from pathlib import Path
+from edgekit.engine.build import build_engine
+from edgekit.engine.options import BuildOptions
+from edgekit.engine.profiles import parse_shapes
+from edgekit.engine.trt_module import load
+module = load("tensorrt-rtx")
+gc.disable()
+for _ in range(8):
+    cycle = [module.trt.Builder(module.logger(lambda *_: None, verbose=True))]
+    cycle.append(cycle)
+    del cycle
+gc.set_threshold(1)
+gc.enable()
+options = BuildOptions(profiles=(parse_shapes("x:1x3x12x12..4x3x12x12"),))
+build_engine(Path({str(path)!r}), module=module, sm=86, options=options)
+print("built", gc.isenabled())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout.strip() == "built True", done.stderr

@@ -41,7 +41,7 @@ def test_further_faults_are_counted(model: Path) -> None:
 @pytest.mark.parametrize(
     ("message", "kind", "says"),
     [
-        ("Cannot compile for Turing (SM75): FP32 GEMM is not supported.", BackendError, "--precision fp16"),
+        ("Cannot compile for Turing (SM75): FP32 GEMM is not supported.", BackendError, "bodies of If and Loop"),
         ("no tactics to implement the operation within workspace limit.", BackendError, "Raise --workspace"),
         ("Error Code 2: OutOfMemory (no further information)", BackendError, "out of memory. Stop other programs"),
         ("[virtualMemoryBuffer.cpp] Error Code 1: Cuda Runtime (out of memory)", BackendError, "--workspace"),

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from edgekit.engine.operators import at_least, first_release, operator_support, restriction
+from edgekit.engine.trt_module import TrtModule
+from tests.engine.fakes import RELEASES
+
+
+def test_the_table_is_what_the_real_parser_of_tensorrt_rtx_says(rtx: TrtModule) -> None:
+    """Every operator of ONNX, asked of NVIDIA's own parser: no guess is left in the table."""
+    logger = rtx.logger(lambda _severity, _text: None, verbose=False)
+    network = rtx.trt.Builder(logger).create_network(rtx.network_flags())
+    parser = rtx.trt.OnnxParser(network, logger)
+    names = {s.name for s in onnx.defs.get_all_schemas() if s.domain == ""}
+    wrong = {n for n in names if (operator_support(n, "1.7", rtx=True) == "yes") != parser.supports_operator(n)}
+    assert wrong == set()
+
+
+@pytest.mark.parametrize(
+    ("operator", "first"),
+    [("Conv", "8.5"), ("LayerNormalization", "8.6"), ("Hardmax", "10.0"), ("DeformConv", "10.1"), ("STFT", "10.5"),
+     ("Attention", "10.14"), ("RMSNormalization", "10.15")],
+)  # fmt: skip
+def test_an_operator_is_there_from_its_first_release_on(operator: str, first: str) -> None:
+    assert first_release(operator) == first
+    for release in ("8.5", "8.6", *RELEASES):
+        expected = "yes" if at_least(release, first) else "no"
+        assert operator_support(operator, release) == expected
+
+
+def test_what_was_not_seen_is_said_to_be_unsure() -> None:
+    assert [operator_support("Gelu", r) for r in ("8.6", "10.3", "10.13", "10.16", "11.4")] == [
+        "no", "unsure", "unsure", "yes", "yes",
+    ]  # fmt: skip
+    assert operator_support("Det", "11.4") == "no"
+    assert first_release("Det") == ""
+
+
+def test_releases_are_ordered_by_number() -> None:
+    assert at_least("10.13", "10.3")
+    assert not at_least("10.3", "10.13")
+    assert at_least("11.4", "10.16")
+
+
+NONE: Mapping[str, Any] = {}
+
+
+@pytest.mark.parametrize(
+    ("node", "constants", "says"),
+    [
+        (helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"]), {"z": np.int8(0)}, ""),
+        (helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"]), {"z": np.int8(3)}, "symmetric"),
+        (helper.make_node("DequantizeLinear", ["x", "s", "z"], ["y"]), {"z": np.uint8(0)}, "uint8"),
+        (helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"]), NONE, "computed"),
+        (helper.make_node("QuantizeLinear", ["x", "s"], ["y"]), NONE, "no zero point"),
+        (helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2]), NONE, ""),
+        (helper.make_node("MaxPool", ["x"], ["y", "i"], kernel_shape=[2, 2]), NONE, "indices"),
+        (helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], dilations=[2, 2]), NONE, "dilations"),
+        (helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=4, layout=1), NONE, "layout=1"),
+        (helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=4, input_forget=1), NONE, "couples"),
+        (helper.make_node("Resize", ["x", "", "s"], ["y"], mode="linear"), NONE, ""),
+        (helper.make_node("Resize", ["x", "", "s"], ["y"], mode="cubic"), NONE, "cubic"),
+        (helper.make_node("Resize", ["x", "", "s"], ["y"], mode="linear", antialias=1), NONE, "antialias"),
+        (helper.make_node("ScatterND", ["x", "i", "u"], ["y"], reduction="add"), NONE, "add"),
+        (helper.make_node("TopK", ["x", "k"], ["v", "i"]), {"k": np.array([5000])}, "5000"),
+        (helper.make_node("TopK", ["x", "k"], ["v", "i"]), {"k": np.array([5])}, ""),
+        (helper.make_node("Relu", ["x"], ["y"]), NONE, ""),
+    ],
+)  # fmt: skip
+def test_what_the_parser_demands_of_a_node(node: onnx.NodeProto, constants: Mapping[str, Any], says: str) -> None:
+    found = restriction(node, constants)
+    assert says in found
+    assert bool(found) == bool(says)
