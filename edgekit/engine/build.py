@@ -99,7 +99,9 @@ def _built(
 ) -> Built:
     journal = _Journal()
     logger = module.logger(journal, verbose=module.cross_compiles)
-    builder = network = config = None
+    builder: Any = None
+    network: Any = None
+    config: Any = None
     try:
         builder, network, faults = module.parsed(str(model), logger)
         if faults:
@@ -120,7 +122,7 @@ def _built(
         layers = _layers(module, journal, data, logger, options)
         return Built(data, layers, took, tuple(dict.fromkeys(journal.warnings)), cache)
     finally:
-        del config, network, builder, logger  # an error's traceback must not keep gigabytes of weights alive
+        builder = network = config = logger = None  # an error's traceback must not keep gigabytes alive
 
 
 def _layers(

@@ -160,7 +160,7 @@ def _int8(
         search.attempts,
         encoded(calibration_of(package, data, scheme)),
         layers,
-        [*warnings_of(search.scheme.seen), *notes],
+        [*warnings_of(search.scheme.seen), *search.notes, *notes],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -17,12 +18,13 @@ from edgekit.quantize.data import CalibrationData
 from edgekit.quantize.dynamic import dynamic_lstm, recurrent
 from edgekit.quantize.graph import Graph
 from edgekit.quantize.judge import Judge, Verdict
+from edgekit.quantize.latency import timed
 from edgekit.quantize.placement import candidates, place
 from edgekit.quantize.ranges import METHODS, Histogram, Method
 from edgekit.quantize.report import Attempt
 from edgekit.quantize.rounding import compensated_weights
 from edgekit.quantize.scheme import Scheme
-from edgekit.quantize.sensitivity import sensitivities
+from edgekit.quantize.sensitivity import LayerSensitivity, sensitivities
 from edgekit.quantize.trt import trt_edges, trt_products
 
 if TYPE_CHECKING:
@@ -49,6 +51,12 @@ WORST = 3
 SPARING = 0.9
 """A layer is left in float, within the budget, only if the error falls below this share."""
 
+EFFORT_S = 60.0
+"""Layers are tried one by one, without being asked to, only if that takes less."""
+
+SLOWER = 0.9
+"""Products of two activations go back to eight bits if leaving them in float makes the model slower than this share."""
+
 TRIAL_ROWS = 64
 """Rows that rescaled models are tried on; the one that is kept is calibrated on all."""
 
@@ -65,6 +73,15 @@ class Search:
     best: Scheme | None = None
     error: float = float("inf")
     attempts: list[Attempt] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    attempt_s: float = 0.0
+    _ranked: list[LayerSensitivity] = field(default_factory=list)
+
+    def ranking(self) -> list[LayerSensitivity]:
+        """The products, the most sensitive first; measured once."""
+        if not self._ranked:
+            self._ranked = sensitivities(self.scheme, self.judge, progress=self.progress)
+        return self._ranked
 
     @property
     def scheme(self) -> Scheme:
@@ -74,7 +91,9 @@ class Search:
 
     def attempt(self, step: str, scheme: Scheme, *, margin: float = 1.0) -> bool:
         """Build and measure `scheme`; keep it if its error is below `margin` times the smallest so far."""
+        started = time.monotonic()
         found = self.judge.gap(scheme.for_cpu())
+        self.attempt_s = time.monotonic() - started
         better = self.best is None or found.error < margin * self.error
         self.attempts.append(Attempt.of(step, found, kept=better))
         if better:
@@ -142,8 +161,8 @@ def leave_float(search: Search, verdict: Verdict) -> Verdict:
 
     A layer stays in eight bits if the error does not fall without it. Returns the last verdict.
     """
-    ranked = sensitivities(search.scheme, search.judge, progress=search.progress)
-    room = min(MOST_FLOATS, len(ranked) // 2 - len(search.scheme.floats))
+    ranked = [s for s in search.ranking() if s.node not in search.scheme.floats]
+    room = min(MOST_FLOATS, len(search.ranking()) // 2 - len(search.scheme.floats))
     for layer in ranked[: max(0, room)]:
         floats = search.scheme.floats | {layer.node}
         if not search.attempt(f"{layer.node} in float", replace(search.scheme, floats=floats)):
@@ -234,11 +253,32 @@ def _spare(search: Search) -> None:
     attention = frozenset(n.name for n in products if n.input[1] not in graph.constants)
     for what, names in (("attention products in float", attention), ("output products in float", heads(graph))):
         if names and len(search.scheme.floats | names) <= len(every) // 2:
-            search.attempt(what, replace(search.scheme, floats=search.scheme.floats | names), margin=SPARING)
+            before, error = search.scheme, search.error
+            after = replace(before, floats=before.floats | names)
+            if search.attempt(what, after, margin=SPARING) and names is attention:
+                _back_if_slower(search, before, error)
+
+
+def _back_if_slower(search: Search, before: Scheme, error: float) -> None:
+    """Return to `before` if it is clearly faster than what was just kept, and within the budget."""
+    faster = timed(before.for_cpu(), search.scheme.for_cpu(), search.data)
+    if faster.speed_up >= SLOWER or not search.judge.verdict(before.for_cpu()).within:
+        return
+    search.best, search.error = before, error
+    note = f"{faster.speed_up:.2f} times as fast as without"
+    search.attempts[-1] = msgspec.structs.replace(search.attempts[-1], kept=False, note=note)
 
 
 def _spare_worst(search: Search) -> None:
-    ranked = sensitivities(search.scheme, search.judge, progress=search.progress)
+    products = len(candidates(Graph(search.scheme.model)))
+    expected_s = products * search.attempt_s
+    if expected_s > EFFORT_S:
+        search.notes.append(
+            f"its {products} layers were not tried one by one, which would take about {expected_s:.0f} s: "
+            "--sensitivity does it, and so does a budget that is not met"
+        )
+        return
+    ranked = search.ranking()
     for layer in [s for s in ranked if not s.left_float][:WORST]:
         floats = search.scheme.floats | {layer.node}
         if len(floats) <= len(ranked) // 2:
