@@ -6,12 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 
 from edgekit.package import Package
+from edgekit.runtime.machine import gpu_of_driver
 from tests.data import ROOT
 from tests.tiny import tiny_package
 
@@ -19,6 +20,28 @@ from tests.tiny import tiny_package
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 RECIPE = ROOT / "models" / "digits_cnn.py"
+
+
+def required(mark: str) -> bool:
+    """Whether EDGEKIT_REQUIRE names `mark` ("gpu"): tests that carry it must then run, and not be skipped."""
+    return mark in os.environ.get("EDGEKIT_REQUIRE", "").split(",")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that is marked gpu needs one."""
+    if item.get_closest_marker("gpu") is not None and gpu_of_driver() is None:
+        pytest.skip("needs an NVIDIA GPU and its driver")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With EDGEKIT_REQUIRE=gpu a skip of a test that is marked gpu is a failure."""
+    report = yield
+    if report.skipped and item.get_closest_marker("gpu") is not None and required("gpu"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.outcome = "failed"
+        report.longrepr = f"EDGEKIT_REQUIRE=gpu, but this test did not run: {reason}"
+    return report
 
 
 def edgekit_command(*args: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

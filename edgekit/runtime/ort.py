@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +13,9 @@ import numpy as np
 
 from edgekit._lazy import require
 from edgekit.errors import BackendError, ModelError, UnsupportedOperatorError
+from edgekit.runtime.devices import parse_device
+from edgekit.runtime.ort_bound import BoundRunner, can_bind
+from edgekit.runtime.ort_providers import check_started, preload_libraries, providers_for, run_error
 from edgekit.tensors import UNNAMED_DIMS, Feed, Tensors, TensorSpec, check_feed, dtype_of
 
 _TYPE_NAMES = {
@@ -51,18 +53,34 @@ class OrtSession:
         *,
         variant: str = "onnx",
         threads: int | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
         optimize: bool = True,
+        device: str = "cpu",
+        tensorrt: bool = False,
+        stream: int | None = None,
+        graphs: bool = False,
+        bind: bool | None = None,
     ) -> None:
         """Load `model`: a path (needed for external data) or the serialised bytes.
 
-        `threads` is the intra-operator thread count; None means one a physical core.
+        Args:
+            model: the ONNX model.
+            variant: its id, for messages.
+            threads: intra-operator threads on the CPU; None means one a physical core.
+            optimize: let ONNX Runtime rewrite the graph.
+            device: "cpu", or "cuda:N" for the CUDA provider of onnxruntime-gpu.
+            tensorrt: on a GPU, run what TensorRT takes through ONNX Runtime's TensorRT provider.
+            stream: on a GPU, the address of the CUDA stream that all work is put on (runs then take turns).
+            graphs: on a GPU, record each shape as a CUDA graph (runs then take turns).
+            bind: keep inputs and outputs in buffers that are allocated once a shape; None does so on a GPU.
 
         Raises:
+            UsageError: no such device, or an option that the device does not have.
             ModelError: not an ONNX model that ONNX Runtime can read.
             UnsupportedOperatorError: it has an operator that ONNX Runtime does not know.
-            MissingDependencyError: ONNX Runtime is not installed.
+            MissingDependencyError: ONNX Runtime, or its build for the device, is not installed.
+            BackendError: the device's libraries do not load.
         """
+        place = parse_device(device)
         ort = require("onnxruntime", why="run ONNX models")
         options = ort.SessionOptions()
         options.log_severity_level = 4
@@ -73,17 +91,38 @@ class OrtSession:
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         source = model if isinstance(model, bytes) else str(model)
+        providers = providers_for(place, ort.get_available_providers(), tensorrt=tensorrt, stream=stream, graphs=graphs)
+        if place.kind == "cuda":
+            preload_libraries(ort)
         try:
-            self._session: Any = ort.InferenceSession(source, options, providers=list(providers))
+            # without its own fallback, which prints and goes on with the CPU
+            self._session: Any = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
             raise _load_error(model, error) from error
+        check_started(providers, self._session.get_providers(), place)
         self._inputs = tuple(_spec(i) for i in self._session.get_inputs())
         self._outputs = tuple(_spec(o) for o in self._session.get_outputs())
         self._output_names = [o.name for o in self._outputs]
         self._raw_bfloat16 = any(s.dtype == "bfloat16" for s in (*self._inputs, *self._outputs))
         self._variant = variant
-        place = "CPU" if self._session.get_providers()[0] == "CPUExecutionProvider" else "CUDA"
-        self._device = f"ONNX Runtime {ort.__version__}, {place}, {self._threads} threads"
+        self._place = place
+        self._bound = self._runner(ort, graphs, stream) if (place.kind == "cuda" if bind is None else bind) else None
+        where = "CPU" if place.kind == "cpu" else f"{'TensorRT' if tensorrt else 'CUDA'} on {place}"
+        self._device = f"ONNX Runtime {ort.__version__}, {where}, {self._threads} threads"
+
+    def _runner(self, ort: Any, graphs: bool, stream: int | None) -> BoundRunner | None:
+        if not can_bind(self._inputs, self._outputs):
+            return None
+        return BoundRunner(
+            ort,
+            self._session,
+            inputs=self._inputs,
+            outputs=self._outputs,
+            device_type=self._place.kind,
+            device_id=self._place.index,
+            graphs=graphs,
+            in_turn=graphs or stream is not None,
+        )
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -116,11 +155,13 @@ class OrtSession:
             raise BackendError("This session is closed. Open a new one.")
         checked = check_feed(feed, self._inputs)
         try:
+            if self._bound is not None:
+                return self._bound.run(checked)
             if self._raw_bfloat16:
                 return self._run_bfloat16(checked)
             values = self._session.run(self._output_names, checked)
         except Exception as error:
-            raise BackendError(f"ONNX Runtime failed while running '{self._variant}': {_first_line(error)}") from error
+            raise run_error(self._variant, self._place, _first_line(error)) from error
         return dict(zip(self._output_names, values))
 
     def _run_bfloat16(self, feed: Tensors) -> Tensors:
@@ -144,7 +185,10 @@ class OrtSession:
         return out
 
     def close(self) -> None:
-        """Release the model."""
+        """Release the model and its buffers."""
+        if self._bound is not None:
+            self._bound.close()
+            self._bound = None
         self._session = None
 
     def __enter__(self) -> OrtSession:

@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.errors import BackendError, InputError, ModelError, UnsupportedOperatorError
+from edgekit.errors import (
+    BackendError,
+    InputError,
+    MissingDependencyError,
+    ModelError,
+    UnsupportedOperatorError,
+    UsageError,
+)
 from edgekit.runtime.ort import OrtSession, physical_cores
 from edgekit.runtime.session import Session
 from tests.data import data_path
@@ -74,3 +81,19 @@ def test_unnamed_dimensions_are_free() -> None:
 
 def test_there_is_at_least_one_core() -> None:
     assert physical_cores() >= 1
+
+
+def test_a_gpu_without_its_wheel_names_the_wheel() -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("onnxruntime-gpu is installed")
+    with pytest.raises(MissingDependencyError, match=r"edgekit\[gpu\]"):
+        OrtSession(tiny_model().SerializeToString(), device="cuda:0")
+
+
+def test_what_only_a_gpu_has_is_refused_on_the_cpu() -> None:
+    with pytest.raises(UsageError, match="graphs= needs a GPU"):
+        OrtSession(tiny_model().SerializeToString(), graphs=True)
+    with pytest.raises(UsageError, match="expected cpu, cuda"):
+        OrtSession(tiny_model().SerializeToString(), device="tpu")

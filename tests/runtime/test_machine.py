@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from edgekit.runtime.devices import CPU
+from edgekit.runtime.machine import Machine, gpu_of_driver
+from tests.runtime.on_stub.driver import run_on_stub
+
+
+def test_packages_with_engines_on_a_stub_of_the_driver(tmp_path: Path) -> None:
+    run_on_stub("check_select.py", tmp_path)
+
+
+def test_without_a_gpu_no_runtime_is_imported() -> None:
+    code = (
+        "import sys\n"
+        "from edgekit.runtime.machine import gpu_of_driver, look\n"
+        "here = look(engines=True)\n"
+        "if gpu_of_driver() is None:\n"
+        "    assert here.gpu == '' and not here.onnx_cuda\n"
+        "    assert not {'onnxruntime', 'tensorrt', 'tensorrt_rtx_bindings', 'cuda'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_machine_is_a_cpu_until_a_gpu_is_found() -> None:
+    assert Machine().place == CPU
+    assert gpu_of_driver(999) is None
