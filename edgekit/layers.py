@@ -18,6 +18,7 @@ import numpy as np
 from edgekit._lazy import require
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.graphs import infer_shapes, load_model, module_of, subgraphs
+from edgekit.noise import NoiseSums
 from edgekit.package import Package
 from edgekit.runtime.ort import OrtSession
 from edgekit.tensors import Array, Tensors, TensorSpec, batches, take_samples
@@ -35,8 +36,9 @@ GROUP_BYTES = 256 << 20
 class LayerDifference(msgspec.Struct, frozen=True, kw_only=True):
     """One tensor of the variant against the same tensor of the reference, over all samples.
 
-    `snr_db` is 10 log10(reference power / error power): infinity when equal, None when not finite. `module` is the
-    PyTorch module that the node came from, or an empty string.
+    `snr_db` is 10 log10(reference power / error power): infinity when equal, None when not finite; for a variant
+    that was rescaled between layers (equalisation), after the best factor a channel. `module` is the PyTorch module
+    that the node came from, or an empty string.
     """
 
     tensor: str
@@ -82,33 +84,6 @@ class Piece:
     expected: Tensors
 
 
-@dataclass
-class _Sums:
-    signal: float = 0.0
-    noise: float = 0.0
-    max_abs: float = 0.0
-    finite: bool = True
-
-    def add(self, got: Array, wanted: Array) -> None:
-        a, b = got.astype(np.float64), wanted.astype(np.float64)
-        if a.shape != b.shape or not np.array_equal(np.isfinite(a), np.isfinite(b)):
-            self.finite = False
-            return
-        keep = np.isfinite(b)
-        error = a[keep] - b[keep]
-        self.signal += float(np.square(b[keep]).sum())
-        self.noise += float(np.square(error).sum())
-        self.max_abs = max(self.max_abs, float(np.abs(error).max(initial=0.0)))
-
-    @property
-    def snr_db(self) -> float | None:
-        if not self.finite:
-            return None
-        if self.noise == 0:
-            return math.inf
-        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
-
-
 class _Pair:
     """The reference and the variant as graphs, with the tensors they share."""
 
@@ -129,6 +104,7 @@ class _Pair:
         self.feed = take_samples(drawn.inputs, specs, 0, self.count, specs)
         self.specs = specs
         self.seen = seen_names(self.model)
+        self.rescaled = any("equalisation" in s or "smoothing" in s for s in chosen.settings.get("steps", ()))
         made = {o for n in self.model.graph.node for o in n.output} | {i.name for i in self.model.graph.input}
         self.shared = [
             (node, name)
@@ -159,7 +135,7 @@ def compare_layers(package: Package, variant: str, *, samples: int = 32, limit_d
         PackageError, IntegrityError: no samples, or a changed file.
     """
     pair = _Pair(package, variant, samples)
-    sums: dict[str, _Sums] = {name: _Sums() for _, name in pair.shared}
+    sums: dict[str, NoiseSums] = {name: NoiseSums(pair.rescaled) for _, name in pair.shared}
     for reference, got in pair.values(list(sums)):
         for name, value in reference.items():
             if value.dtype.kind == "f":
@@ -201,6 +177,11 @@ def bisect(package: Package, variant: str, *, samples: int = 4, limit_db: float 
     if report.first_bad is None:
         return None
     pair = _Pair(package, variant, samples)
+    if pair.rescaled:
+        raise UsageError(
+            f"'{variant}' was rescaled between its layers, so pieces of it cannot be fed with the reference's values. "
+            "Bisect a variant made with: edgekit quantize --plain --force"
+        )
     end = report.first_bad
     order = [layer.tensor for layer in report.layers]
     names = [*order[: order.index(end.tensor) + 1]]
@@ -368,7 +349,7 @@ def _run_piece(cut: _Cut, held: Mapping[str, Array], end: str, target: str, limi
             got = session.run(feed)[target]
     except EdgekitError as error:
         return str(error)
-    sums = _Sums()
+    sums = NoiseSums()
     sums.add(got, held[end])
     snr = sums.snr_db
     if snr is None:

@@ -140,3 +140,21 @@ def test_int8_of_the_demo_model_layer_by_layer(digits: Package) -> None:
     assert any(layer.module.startswith("blocks.0") for layer in report.layers)
     assert report.first_bad is None
     assert all(layer.snr_db is not None and layer.snr_db < math.inf for layer in report.layers[1:])
+
+
+def test_a_factor_between_layers_is_no_error_where_the_variant_was_rescaled(tmp_path: Path) -> None:
+    package, good = chain_package(tmp_path / "x.edge", broken_at(-1, np.zeros(0)))
+    factors = np.array([0.3, 1, 3, 7], np.float32)
+    moved = [good[0] * factors, (good[1].T / factors).T.astype(np.float32), *good[2:]]
+    with package.edit() as writer:
+        writer.path("moved.onnx").write_bytes(chain(moved).SerializeToString())
+        fields = {"precision": "fp32", "format": "onnx", "target": "any"}
+        steps = {"steps": ["cross-layer equalisation 0.5"]}
+        writer.put(writer.variant_of("moved.onnx", id="moved", settings=steps, **fields))
+        package = writer.commit()
+    report = compare_layers(package, "moved")
+    assert report.first_bad is None
+    assert all(layer.snr_db is not None and layer.snr_db > 100 for layer in report.layers)
+    assert compare_layers(package, "bad").first_bad is None
+    with pytest.raises(UsageError, match="--plain"):
+        bisect(package, "moved", limit_db=1000)

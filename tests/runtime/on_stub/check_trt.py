@@ -264,7 +264,8 @@ def on_gpu(array: np.ndarray, device: tuple[int, int] = (CUDA, 0)) -> DeviceTens
 
 def test_tensors_on_the_gpu_are_used_where_they_are(stub: Stub) -> None:
     x = np.full((3, 4), 2.0, np.float32)
-    with session() as s:
+    with session(slots=1, graphs=False) as s:
+        s.run(rows(3))
         stub.clear()
         y = s.run_device({"x": on_gpu(x)})["y"]
         assert [c for c in stub.calls() if "cuMemcpy" in c] == []
@@ -276,7 +277,7 @@ def test_tensors_on_the_gpu_are_used_where_they_are(stub: Stub) -> None:
         again = s.run_device({"x": on_gpu(x)})["y"]
         assert again.address == first
         again.close()
-        np.testing.assert_array_equal(s.run(rows(3))["y"], np.full((3, 3), 4.0))
+        np.testing.assert_array_equal(s.run(rows(3, 5.0))["y"], np.full((3, 3), 20.0))
 
 
 def test_tensors_elsewhere_are_refused() -> None:
