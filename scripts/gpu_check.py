@@ -28,7 +28,7 @@ import numpy as np
 from edgekit._lazy import available
 from edgekit.bench.stats import latency_of
 from edgekit.errors import BackendError, EdgekitError, MissingDependencyError
-from edgekit.runtime.machine import gpu_of_driver
+from edgekit.gpu import this_gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -241,14 +241,14 @@ def check_engine(kind: str, seconds: float, folder: Path) -> dict[str, Any]:
     from edgekit.engine.trt_module import load
     from edgekit.runtime.trt import TrtSession
 
-    gpu = gpu_of_driver()
+    gpu = this_gpu()
     assert gpu is not None
     module = load("tensorrt-rtx" if kind == "tensorrt-rtx" else "tensorrt")
     model = folder / "resnet50-fp16.onnx"
     resnet50(model, half=True)
     shapes = {"x": Range(min=(1, 3, 224, 224), opt=(BATCH, 3, 224, 224), max=(32, 3, 224, 224))}
-    able = module.capabilities() or (gpu[1],)
-    sm = max((c for c in able if c <= gpu[1]), default=able[0])  # not this GPU's: its runtime says what it thinks of it
+    able = module.capabilities() or (gpu.sm,)
+    sm = max((c for c in able if c <= gpu.sm), default=able[0])  # not this GPU's: its runtime says what it thinks of it
     built = build_engine(model, module=module, sm=sm, options=BuildOptions(profiles=(shapes,)))
     x = images(BATCH, half=True)
     figures: dict[str, Any] = {"module": module.title, "model": f"ResNet-50 FP16, batch {BATCH}"}
@@ -256,9 +256,9 @@ def check_engine(kind: str, seconds: float, folder: Path) -> dict[str, Any]:
     try:
         opened = TrtSession(built.data, kind=kind, graphs=True, slots=2)
     except BackendError as error:
-        if sm == gpu[1]:
+        if sm == gpu.sm:
             raise
-        raise NotHereError(f"{module.title}, which does not compile for sm_{gpu[1]}: {error}") from error
+        raise NotHereError(f"{module.title}, which does not compile for sm_{gpu.sm}: {error}") from error
     with opened as session:
         got = session.run({"x": x})["scores"]
         compute_s = min(session.compute_s({"x": x}, repeats=100) for _ in range(3))
@@ -362,7 +362,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="where the figures go (default benchmarks/results/gpu-NAME.json)")
     parser.add_argument("--only", default=",".join(CHECKS), help="checks to run, separated by commas")
     args = parser.parse_args()
-    gpu = gpu_of_driver()
+    gpu = this_gpu()
     if gpu is None:
         print("No NVIDIA GPU with its driver is found here, so nothing can be checked.", file=sys.stderr)
         return 2
@@ -371,13 +371,13 @@ def main() -> int:
     if unknown:
         print(f"There is no check '{unknown[0]}'; there are {', '.join(CHECKS)}.", file=sys.stderr)
         return 2
-    result: dict[str, Any] = {"gpu": gpu[0], "sm": gpu[1], "date": date.today().isoformat()}
+    result: dict[str, Any] = {"gpu": gpu.name, "sm": gpu.sm, "date": date.today().isoformat()}
     result |= {"python": platform.python_version(), "machine": platform.machine(), "checks": {}}
     for name in wanted:
         print(f"{name} …", file=sys.stderr, flush=True)
         result["checks"][name] = found = run(name, args.seconds)
         print(f"{name}: {json.dumps(found, indent=2)}", flush=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", gpu[0].lower()).strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
     out = args.out or ROOT / "benchmarks" / "results" / f"gpu-{slug}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.gpu import this_gpu
 from edgekit.package import Package
-from edgekit.runtime.machine import gpu_of_driver
 from tests.data import ROOT
 from tests.tiny import tiny_package
 
@@ -29,7 +29,7 @@ def required(mark: str) -> bool:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test that is marked gpu needs one."""
-    if item.get_closest_marker("gpu") is not None and gpu_of_driver() is None:
+    if item.get_closest_marker("gpu") is not None and this_gpu() is None:
         pytest.skip("needs an NVIDIA GPU and its driver")
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from edgekit.runtime.machine import gpu_of_driver
+from edgekit.gpu import this_gpu
 from tests.data import ROOT
 from tests.runtime.on_stub.driver import stub_environment
 
 
 def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
-    if gpu_of_driver() is not None:
+    if this_gpu() is not None:
         pytest.skip("needs a machine without a GPU")
     out = tmp_path / "gpu.json"
     command = [sys.executable, "scripts/gpu_check.py", "--out", str(out)]
@@ -47,9 +47,9 @@ def test_on_a_stub_of_the_driver_the_figures_are_written(tmp_path: Path) -> None
     ("require", "code", "words"), [("", 0, "SKIPPED [1]"), ("gpu", 1, "but this test did not run")]
 )
 def test_a_required_gpu_makes_a_skip_a_failure(require: str, code: int, words: str) -> None:
-    if gpu_of_driver() is not None:
+    if this_gpu() is not None:
         pytest.skip("needs a machine without a GPU")
-    test = "tests/runtime/test_gpu.py::test_the_driver_is_asked_alike_by_both_stages"
+    test = "tests/runtime/test_gpu.py::test_bytes_and_graphs_on_the_gpu"
     environment = {**os.environ, "EDGEKIT_REQUIRE": require}
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", test]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

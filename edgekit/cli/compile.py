@@ -95,8 +95,8 @@ def _plan(args: argparse.Namespace, package: Package, profiles: list[Profile]) -
     from edgekit.cli.output import print_json
     from edgekit.cli.plan import print_plan
     from edgekit.engine.apply import resolve
-    from edgekit.engine.device import this_gpu
     from edgekit.engine.plan import broken, plan_package
+    from edgekit.gpu import this_gpu
     from edgekit.targets import targets
 
     names = args.target or [t.name for t in targets().values() if t.family == "jetson"]

@@ -15,12 +15,12 @@ from edgekit._lazy import available
 from edgekit.engine import cache
 from edgekit.engine.build import Built, Step, build_engine
 from edgekit.engine.conditions import conditions_resolved
-from edgekit.engine.device import Gpu, this_gpu
 from edgekit.engine.inspect import EngineLayers, EngineSummary, intended_precisions, summary_of
 from edgekit.engine.options import BuildOptions, build_digest
 from edgekit.engine.profiles import Profile, profiles_for
 from edgekit.engine.trt_module import KINDS, Kind, TrtModule, load
 from edgekit.errors import UsageError
+from edgekit.gpu import Gpu, this_gpu
 from edgekit.graphs import load_model, save_model
 from edgekit.manifest import Variant
 from edgekit.package import Package, PackageWriter

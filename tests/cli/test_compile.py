@@ -108,7 +108,7 @@ def test_misuse_is_one_sentence_and_exit_2(
 
 
 def test_no_package_and_no_gpu(tmp_path: Path, net: Package, capsys: pytest.CaptureFixture[str]) -> None:
-    from edgekit.engine.device import this_gpu
+    from edgekit.gpu import this_gpu
 
     assert main(["compile"]) == 2
     assert "Which package?" in capsys.readouterr().err

@@ -9,11 +9,11 @@ import pytest
 
 from edgekit.engine.apply import check_target, compile_package, module_for, resolve, stored_layers
 from edgekit.engine.build import Step
-from edgekit.engine.device import Gpu
 from edgekit.engine.options import BuildOptions
 from edgekit.engine.profiles import parse_shapes
 from edgekit.engine.trt_module import TrtModule
 from edgekit.errors import BackendError, IntegrityError, MissingDependencyError, UsageError
+from edgekit.gpu import Gpu
 from edgekit.inspect import inspect_package
 from edgekit.package import Package
 from edgekit.runtime.select import choose, runnable

@@ -158,7 +158,7 @@ def test_an_unknown_capability_lists_those_that_are(rtx: TrtModule, tmp_path: Pa
 
 
 def test_what_needs_a_gpu_says_so(rtx: TrtModule, tmp_path: Path) -> None:
-    from edgekit.engine.device import this_gpu
+    from edgekit.gpu import this_gpu
 
     if this_gpu() is not None:
         pytest.skip("this machine has a GPU, so refittable engines can be built")

@@ -9,12 +9,11 @@ import pytest
 
 from edgekit._lazy import available
 from edgekit.engine.build import build_engine
-from edgekit.engine.device import this_gpu
 from edgekit.engine.options import BuildOptions
 from edgekit.engine.profiles import Range
 from edgekit.engine.trt_module import Kind, load
 from edgekit.errors import InputError
-from edgekit.runtime.machine import gpu_of_driver
+from edgekit.gpu import this_gpu
 from edgekit.runtime.ort import OrtSession
 from edgekit.runtime.trt import TrtSession
 from tests.tiny import WEIGHT, tiny_model
@@ -24,12 +23,6 @@ pytestmark = pytest.mark.gpu
 
 def rows(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, 4)).astype(np.float32)
-
-
-def test_the_driver_is_asked_alike_by_both_stages() -> None:
-    gpu = this_gpu()
-    assert gpu is not None
-    assert gpu_of_driver() == (gpu.name, gpu.sm)
 
 
 def test_bytes_and_graphs_on_the_gpu() -> None:
@@ -69,14 +62,14 @@ def test_onnxruntime_on_the_gpu_gives_the_cpus_answers(graphs: bool) -> None:
 def test_an_engine_gives_the_cpus_answers(kind: Kind, tmp_path: Path) -> None:
     if not available("tensorrt" if kind == "tensorrt" else "tensorrt_rtx_bindings"):
         pytest.skip(f"needs {kind}")
-    gpu, module = gpu_of_driver(), load(kind)
+    gpu, module = this_gpu(), load(kind)
     assert gpu is not None
-    if module.cross_compiles and gpu[1] not in module.capabilities():
-        pytest.skip(f"{module.title} does not compile for sm_{gpu[1]}")
+    if module.cross_compiles and gpu.sm not in module.capabilities():
+        pytest.skip(f"{module.title} does not compile for sm_{gpu.sm}")
     model = tmp_path / "tiny.onnx"
     model.write_bytes(tiny_model().SerializeToString())
     shapes = {"x": Range(min=(1, 4), opt=(4, 4), max=(8, 4))}
-    built = build_engine(model, module=module, sm=gpu[1], options=BuildOptions(profiles=(shapes,)))
+    built = build_engine(model, module=module, sm=gpu.sm, options=BuildOptions(profiles=(shapes,)))
     with TrtSession(built.data, kind=kind) as session:
         feeds = [{"x": rows(n, seed=i)} for i, n in enumerate((1, 8, 1, 8, 1, 8, 3))]
         for feed, got in zip(feeds, session.run_many(feeds)):

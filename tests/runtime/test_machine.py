@@ -4,8 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from edgekit.gpu import this_gpu
 from edgekit.runtime.devices import CPU
-from edgekit.runtime.machine import Machine, gpu_of_driver
+from edgekit.runtime.machine import Machine
 from tests.runtime.on_stub.driver import run_on_stub
 
 
@@ -16,9 +17,10 @@ def test_packages_with_engines_on_a_stub_of_the_driver(tmp_path: Path) -> None:
 def test_without_a_gpu_no_runtime_is_imported() -> None:
     code = (
         "import sys\n"
-        "from edgekit.runtime.machine import gpu_of_driver, look\n"
+        "from edgekit.gpu import this_gpu\n"
+        "from edgekit.runtime.machine import look\n"
         "here = look(engines=True)\n"
-        "if gpu_of_driver() is None:\n"
+        "if this_gpu() is None:\n"
         "    assert here.gpu == '' and not here.onnx_cuda\n"
         "    assert not {'onnxruntime', 'tensorrt', 'tensorrt_rtx_bindings', 'cuda'} & set(sys.modules)\n"
     )
@@ -27,4 +29,4 @@ def test_without_a_gpu_no_runtime_is_imported() -> None:
 
 def test_a_machine_is_a_cpu_until_a_gpu_is_found() -> None:
     assert Machine().place == CPU
-    assert gpu_of_driver(999) is None
+    assert this_gpu(999) is None

@@ -9,10 +9,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.engine.build import build_engine
-from edgekit.engine.device import this_gpu
 from edgekit.engine.options import BuildOptions
 from edgekit.engine.trt_module import load
 from edgekit.errors import BackendError, EdgekitError, MissingDependencyError, ModelError
+from edgekit.gpu import this_gpu
 from edgekit.runtime.trt_load import DTYPES, MODULES, Journal, load_error, load_module, open_engine, run_error, title_of
 from tests.data import ROOT
 

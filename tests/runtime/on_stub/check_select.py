@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from edgekit.errors import ModelError
+from edgekit.gpu import this_gpu
 from edgekit.package import Package
-from edgekit.runtime.machine import gpu_of_driver, look
+from edgekit.runtime.machine import look
 from edgekit.runtime.select import choose, open_best, open_session, runnable
 from tests.runtime.on_stub import fake_trt
 from tests.runtime.on_stub.driver import Stub
@@ -47,7 +48,9 @@ def engine() -> bytes:
 
 
 def test_the_machine_is_seen(stub: Stub) -> None:
-    assert gpu_of_driver() == ("Stub GPU 0", 87)
+    gpu = this_gpu()
+    assert gpu is not None
+    assert (gpu.name, gpu.sm) == ("Stub GPU 0", 87)
     here = look(engines=True)
     assert (here.gpu, here.sm, dict(here.tensorrt)["tensorrt"]) == ("Stub GPU 0", 87, "10.16.0")
     stub.machine(gpus=0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.engine.device import this_gpu
+from edgekit.gpu import this_gpu
 
 DRIVER = """
 int cuInit(unsigned flags) { return %(init)d; }
