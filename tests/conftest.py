@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator
@@ -18,6 +19,10 @@ from tests.tiny import tiny_package
 
 # OpenMP's threads spin while they wait; on a machine with few cores that starves what they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A test run in the background may be started with Ctrl-C ignored, which commands would inherit; tests send it to them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RECIPE = ROOT / "models" / "digits_cnn.py"
 
