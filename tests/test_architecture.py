@@ -16,7 +16,7 @@ PACKAGE = ROOT / "edgekit"
 PLUGINS = ROOT / "plugins_trt"
 
 LEVEL_0 = {"errors", "tensors", "_files", "_lazy"}
-LEVEL_1 = {"package", "manifest", "recipe", "preprocess", "inputs", "graphs", "rewrite", "targets", "gpu"}
+LEVEL_1 = {"package", "manifest", "recipe", "preprocess", "inputs", "graphs", "rewrite", "targets", "gpu", "trt_api"}
 STAGES = {"export", "quantize", "engine", "runtime", "telemetry"}
 LEVEL_3 = {"verify", "inference", "inspect", "layers", "noise", "bench", "serve", "advise", "doctor"}
 LEVELS = {**dict.fromkeys(LEVEL_0, 0), **dict.fromkeys(LEVEL_1, 1), **dict.fromkeys(STAGES, 2)}

@@ -18,13 +18,14 @@ from edgekit.engine.conditions import conditions_resolved
 from edgekit.engine.inspect import EngineLayers, EngineSummary, intended_precisions, summary_of
 from edgekit.engine.options import BuildOptions, build_digest
 from edgekit.engine.profiles import Profile, profiles_for
-from edgekit.engine.trt_module import KINDS, Kind, TrtModule, load
+from edgekit.engine.trt_module import TrtModule, load
 from edgekit.errors import UsageError
 from edgekit.gpu import Gpu, this_gpu
 from edgekit.graphs import load_model, save_model
 from edgekit.manifest import Variant
 from edgekit.package import Package, PackageWriter
 from edgekit.targets import THIS, Target, target_of, target_of_gpu
+from edgekit.trt_api import MODULES, Kind
 
 COMPILED = ("fp16", "bf16", "int8-trt")
 """Variants that are compiled when none is named: those that a GPU gains from."""
@@ -320,7 +321,7 @@ def module_for(target: Target, kind: Kind | None, gpu: Gpu | None) -> TrtModule:
     """
     here = gpu is not None and gpu.sm == target.sm
     if kind is None:
-        if here and available(KINDS["tensorrt"]):
+        if here and available(MODULES["tensorrt"]):
             kind = "tensorrt"
         elif target.rtx:
             kind = "tensorrt-rtx"

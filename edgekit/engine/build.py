@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import resource
 import threading
@@ -14,8 +15,9 @@ from typing import Any
 from edgekit.engine.faults import build_error, parse_error
 from edgekit.engine.inspect import EngineLayer, layers_from_json, layers_from_log
 from edgekit.engine.options import BuildOptions
-from edgekit.engine.trt_module import TrtModule, no_collection
+from edgekit.engine.trt_module import TrtModule
 from edgekit.errors import BackendError, EdgekitError, ModelError
+from edgekit.trt_api import no_collection
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def build_engine(
         UsageError: an option, target or range of shapes that it does not have.
         BackendError: the build failed: out of memory, no kernel, no GPU.
     """
+    gc.collect()  # builders of before, with their gigabytes
     with no_collection():
         return _built(model, module, sm, options, name or model.stem, timing_cache, on_step)
 

@@ -27,7 +27,7 @@ from edgekit.engine.operators import (
     restriction,
 )
 from edgekit.engine.profiles import Profile
-from edgekit.engine.trt_module import KINDS, Kind, load
+from edgekit.engine.trt_module import load
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.graphs import (
     STANDARD_DOMAINS,
@@ -41,6 +41,7 @@ from edgekit.graphs import (
 from edgekit.manifest import Variant
 from edgekit.package import Package
 from edgekit.targets import Target, jetpacks
+from edgekit.trt_api import MODULES, Kind
 
 if TYPE_CHECKING:
     import onnx
@@ -207,7 +208,7 @@ def _outlook(seen: _Model, target: Target, jetpack: str, kind: Kind, release: st
             "Give smaller ones with --shapes."
         )
     parsed = False
-    if rtx and available(KINDS["tensorrt-rtx"]):
+    if rtx and available(MODULES["tensorrt-rtx"]):
         try:
             problems += seen.rtx_faults()
             parsed = True

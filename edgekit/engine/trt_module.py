@@ -6,26 +6,17 @@ enumeration members are looked up by name, since their integers change between r
 
 from __future__ import annotations
 
-import gc
-import importlib
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from edgekit.engine.options import BuildOptions
-from edgekit.errors import BackendError, MissingDependencyError, UsageError
-
-Kind = Literal["tensorrt", "tensorrt-rtx"]
-KINDS: dict[Kind, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx_bindings"}
-"""Format of a variant -> the Python module that builds and runs it."""
+from edgekit.errors import BackendError, UsageError
+from edgekit.trt_api import Kind, Log, load_module, logger_for, no_collection, opened_engine, scratch_bytes
 
 HARDWARE = {"same": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 VERBOSITY = {"detailed": "DETAILED", "names": "LAYER_NAMES_ONLY", "none": "NONE"}
-
-Log = Callable[[int, str], None]
-"""Takes the severity (0 internal error, 1 error, 2 warning, 3 information, 4 verbose) and the text."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +28,6 @@ class ParserFault:
     node: int
     name: str
     operator: str
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Keep Python's cycle collector still while TensorRT runs.
-
-    TensorRT calls our logger with a lock held. A collection that starts there and frees an old builder would wait for
-    that lock for ever, whatever thread it starts in.
-    """
-    was = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 class TrtModule:
@@ -152,18 +126,7 @@ class TrtModule:
 
     def logger(self, log: Log, *, verbose: bool) -> Any:
         """A logger object that hands every message to `log`."""
-        trt = self.trt
-
-        class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, severity: Any, message: str) -> None:
-                level = int(severity)
-                if verbose or level < 4:
-                    log(level, message)
-
-        return Logger()
+        return logger_for(self.trt, log, verbose=verbose)
 
     def parsed(self, path: str, logger: Any) -> tuple[Any, Any, list[ParserFault]]:
         """Builder and network of the ONNX file at `path`, and what the parser complains of (empty: it parsed)."""
@@ -296,10 +259,7 @@ class TrtModule:
 
         `host_code` lets a version-compatible engine run the runtime that it carries: only for one built here.
         """
-        runtime = self.trt.Runtime(logger)
-        if host_code and hasattr(runtime, "engine_host_code_allowed"):
-            runtime.engine_host_code_allowed = True
-        return runtime.deserialize_cuda_engine(data)
+        return opened_engine(self.trt, data, logger, host_code=host_code)[1]
 
     def engine_information(self, engine: Any) -> str:
         """The inspector's JSON."""
@@ -308,8 +268,7 @@ class TrtModule:
 
     def device_memory(self, engine: Any) -> int:
         """Bytes of device memory that running the engine takes, weights aside."""
-        name = "device_memory_size_v2" if hasattr(engine, "device_memory_size_v2") else "device_memory_size"
-        return int(getattr(engine, name))
+        return scratch_bytes(engine)
 
 
 def load(kind: Kind, *, why: str = "compile engines") -> TrtModule:
@@ -318,18 +277,4 @@ def load(kind: Kind, *, why: str = "compile engines") -> TrtModule:
     Raises:
         MissingDependencyError: it is not installed, or one of its shared libraries is missing.
     """
-    name = KINDS[kind]
-    fix = (
-        "pip install 'edgekit[rtx]'"
-        if kind == "tensorrt-rtx"
-        else "pip install 'edgekit[trt]' (a Jetson has it already)"
-    )
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(f"{name} is needed to {why} and is not installed. Run: {fix}") from error
-    except (ImportError, OSError) as error:
-        reason = str(error).strip().splitlines()
-        detail = reason[0] if reason else type(error).__name__
-        raise MissingDependencyError(f"{name} is installed but cannot be loaded: {detail}. Run: {fix}") from error
-    return TrtModule(module, kind)
+    return TrtModule(load_module(kind, why=why), kind)

@@ -10,7 +10,7 @@ from edgekit._lazy import available
 from edgekit.gpu import this_gpu
 from edgekit.runtime.devices import CPU, Place
 from edgekit.runtime.ort_providers import CUDA_PROVIDER
-from edgekit.runtime.trt_load import MODULES
+from edgekit.trt_api import MODULES
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from edgekit.runtime.machine import Machine, look
 from edgekit.runtime.ort import OrtSession
 from edgekit.runtime.session import Session
 from edgekit.runtime.trt import TrtSession
-from edgekit.runtime.trt_load import MODULES
+from edgekit.trt_api import MODULES
 
 _log = logging.getLogger(__name__)
 

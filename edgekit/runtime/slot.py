@@ -24,6 +24,7 @@ from edgekit.runtime.cuda_errors import CudaError
 from edgekit.runtime.ranges import Shapes
 from edgekit.runtime.trt_load import Journal, run_error
 from edgekit.tensors import Tensors
+from edgekit.trt_api import no_collection, scratch_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -68,19 +69,19 @@ class Plan:
 
     def scratch_bytes(self) -> int:
         """Scratch memory of a context, for the largest profile."""
-        name = "device_memory_size_v2" if hasattr(self.engine, "device_memory_size_v2") else "device_memory_size"
-        return int(getattr(self.engine, name))
+        return scratch_bytes(self.engine)
 
     def context(self, scratch: DeviceMemory) -> Any:
         """A new execution context that works in `scratch`. Raises BackendError."""
         strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self.native_graphs:
-            config = self.engine.create_runtime_config()
-            config.set_execution_context_allocation_strategy(strategy)
-            config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            context = self.engine.create_execution_context(config)
-        else:
-            context = self.engine.create_execution_context(strategy)
+        with no_collection():
+            if self.native_graphs:
+                config = self.engine.create_runtime_config()
+                config.set_execution_context_allocation_strategy(strategy)
+                config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+                context = self.engine.create_execution_context(config)
+            else:
+                context = self.engine.create_execution_context(strategy)
         if context is None:
             raise run_error(self.journal.take(), variant=self.variant)
         context.set_device_memory(scratch.address, scratch.nbytes)

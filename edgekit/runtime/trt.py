@@ -19,8 +19,9 @@ from edgekit.runtime.devices import parse_device
 from edgekit.runtime.dlpack import CUDA, DeviceTensor
 from edgekit.runtime.ranges import Profile, Range, choose_profile
 from edgekit.runtime.slot import IoTensor, Plan, Slot
-from edgekit.runtime.trt_load import DTYPES, Journal, load_module, open_engine, title_of
+from edgekit.runtime.trt_load import DTYPES, Journal, open_engine
 from edgekit.tensors import Feed, Tensors, TensorSpec, check_feed, dtype_of, shape_text
+from edgekit.trt_api import load_module, no_collection, title_of
 
 
 class Pending:
@@ -101,19 +102,13 @@ class TrtSession:
         self._free: deque[Slot] = deque()
         self._engine: Any = None
         try:
-            self._gpu.activate()
-            data = engine if isinstance(engine, bytes) else engine.read_bytes()
-            self._logger, self._runtime, self._engine = open_engine(
-                trt, data, self._journal, variant=variant, sm=self._gpu.sm, host_code=host_code
-            )
-            tensors = _io_tensors(trt, self._engine, variant)
-            mapped = self._gpu.integrated if zero_copy is None else zero_copy
-            plan = Plan(trt, self._engine, self._journal, variant, *tensors, graphs=graphs, mapped=mapped)
-            self._profiles = tuple(_profile(self._engine, plan, i) for i in range(_profile_count(self._engine)))
-            self._inputs = tuple(_spec(t, inputs) for t in plan.inputs)
-            self._outputs = tuple(_spec(t, outputs) for t in plan.outputs)
-            for _ in range(slots):
-                self._slots.append(Slot(self._gpu, plan))
+            with no_collection():
+                plan = self._load(trt, engine, host_code=host_code, graphs=graphs, zero_copy=zero_copy)
+                self._profiles = tuple(_profile(self._engine, plan, i) for i in range(_profile_count(self._engine)))
+                self._inputs = tuple(_spec(t, inputs) for t in plan.inputs)
+                self._outputs = tuple(_spec(t, outputs) for t in plan.outputs)
+                for _ in range(slots):
+                    self._slots.append(Slot(self._gpu, plan))
         except BaseException:
             self._release()
             raise
@@ -125,6 +120,16 @@ class TrtSession:
         self._spare: dict[int, list[DeviceMemory]] = {}
         lanes = "1 slot" if slots == 1 else f"{slots} slots"
         self._device = f"{title_of(trt)}, {self._gpu.name} ({place}), {lanes}"
+
+    def _load(self, trt: Any, engine: Path | bytes, *, host_code: bool, graphs: bool, zero_copy: bool | None) -> Plan:
+        self._gpu.activate()
+        data = engine if isinstance(engine, bytes) else engine.read_bytes()
+        self._logger, self._runtime, self._engine = open_engine(
+            trt, data, self._journal, variant=self._variant, sm=self._gpu.sm, host_code=host_code
+        )
+        tensors = _io_tensors(trt, self._engine, self._variant)
+        mapped = self._gpu.integrated if zero_copy is None else zero_copy
+        return Plan(trt, self._engine, self._journal, self._variant, *tensors, graphs=graphs, mapped=mapped)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import re
 import threading
@@ -10,9 +9,7 @@ from collections import deque
 from typing import Any
 
 from edgekit.errors import BackendError, EdgekitError, MissingDependencyError, ModelError
-
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx_bindings"}
-"""Format of a variant -> the Python module that runs it."""
+from edgekit.trt_api import logger_for, opened_engine, title_of
 
 DTYPES = {
     "FLOAT": "float32",
@@ -29,29 +26,6 @@ DTYPES = {
 REBUILD = "Build it on this machine: edgekit compile X.edge --target this"
 
 _log = logging.getLogger(__name__)
-
-
-def load_module(kind: str) -> Any:
-    """The installed module that runs engines of format `kind`.
-
-    Raises:
-        MissingDependencyError: it is not installed, or its libraries do not load.
-    """
-    name = MODULES[kind]
-    extra = "rtx" if kind == "tensorrt-rtx" else "trt"
-    fix = f"Run: pip install 'edgekit[{extra}]'" + ("" if extra == "rtx" else " (a Jetson has it already)")
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(f"{name} is needed to run this engine and is not installed. {fix}") from error
-    except (ImportError, OSError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MissingDependencyError(f"{name} is installed but cannot be loaded: {first}. {fix}") from error
-
-
-def title_of(trt: Any) -> str:
-    """The module for people: "TensorRT 10.16.0"."""
-    return f"{'TensorRT-RTX' if 'rtx' in getattr(trt, '__name__', '') else 'TensorRT'} {trt.__version__}"
 
 
 class Journal:
@@ -76,19 +50,6 @@ class Journal:
         return out
 
 
-def logger_for(trt: Any, journal: Journal) -> Any:
-    """A logger object of `trt` that writes to `journal`."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            journal.note(int(severity), message)
-
-    return Logger()
-
-
 def open_engine(
     trt: Any, data: bytes, journal: Journal, *, variant: str, sm: int, host_code: bool = False
 ) -> tuple[Any, Any, Any]:
@@ -101,14 +62,9 @@ def open_engine(
         ModelError: the file is damaged.
         BackendError: it is for another GPU or TensorRT, or there is not enough memory; the message says what to do.
     """
-    logger = logger_for(trt, journal)
+    logger = logger_for(trt, journal.note)
     journal.take()
-    runtime = trt.Runtime(logger)
-    if runtime is None:
-        raise load_error(journal.take(), trt=title_of(trt), variant=variant, sm=sm)
-    if host_code and hasattr(runtime, "engine_host_code_allowed"):
-        runtime.engine_host_code_allowed = True
-    engine = runtime.deserialize_cuda_engine(data)
+    runtime, engine = opened_engine(trt, data, logger, host_code=host_code)
     if engine is None:
         raise load_error(journal.take(), trt=title_of(trt), variant=variant, sm=sm)
     return logger, runtime, engine

@@ -273,20 +273,6 @@ def test_a_standard_body_stands_in_for_a_custom_operator(rtx: TrtModule, tmp_pat
     assert build_engine(saved(model, tmp_path / "f.onnx"), module=rtx, sm=86, options=BuildOptions()).data
 
 
-def test_the_collector_rests_while_tensorrt_runs() -> None:
-    """A collection inside the logger that frees an old builder would wait for a lock that is held: for ever."""
-    import gc
-
-    from edgekit.engine.trt_module import no_collection
-
-    with no_collection():
-        assert not gc.isenabled()
-    assert gc.isenabled()
-    with pytest.raises(RuntimeError), no_collection():
-        raise RuntimeError
-    assert gc.isenabled()
-
-
 def test_a_collection_of_garbage_while_the_compiler_logs_does_not_hang(rtx: TrtModule, tmp_path: Path) -> None:
     """Builders in reference cycles, collected at every allocation: TensorRT's own lock must not be waited for."""
     path = saved(half_model(conv_net()), tmp_path / "net.onnx")

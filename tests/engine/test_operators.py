@@ -9,7 +9,8 @@ import pytest
 from onnx import helper
 
 from edgekit.engine.operators import at_least, first_release, operator_support, restriction
-from edgekit.engine.trt_module import TrtModule, no_collection
+from edgekit.engine.trt_module import TrtModule
+from edgekit.trt_api import no_collection
 from tests.engine.fakes import RELEASES
 
 

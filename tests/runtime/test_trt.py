@@ -6,7 +6,7 @@ import pytest
 
 from edgekit.errors import MissingDependencyError, UsageError
 from edgekit.runtime.trt import TrtSession
-from edgekit.runtime.trt_load import MODULES, load_module
+from edgekit.trt_api import MODULES, load_module
 from tests.runtime.on_stub.driver import run_on_stub
 
 

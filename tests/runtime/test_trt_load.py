@@ -13,11 +13,14 @@ from edgekit.engine.options import BuildOptions
 from edgekit.engine.trt_module import load
 from edgekit.errors import BackendError, EdgekitError, MissingDependencyError, ModelError
 from edgekit.gpu import this_gpu
-from edgekit.runtime.trt_load import DTYPES, MODULES, Journal, load_error, load_module, open_engine, run_error, title_of
+from edgekit.runtime.trt_load import DTYPES, Journal, load_error, open_engine, run_error
+from edgekit.trt_api import MODULES, load_module, title_of
 from tests.data import ROOT
 
 RECORDED = ROOT / "tests" / "engine" / "attributes"
-SOURCES = [ROOT / "edgekit" / "runtime" / name for name in ("slot.py", "trt.py", "trt_load.py")]
+SOURCES = [
+    ROOT / "edgekit" / name for name in ("trt_api.py", "runtime/slot.py", "runtime/trt.py", "runtime/trt_load.py")
+]
 
 DAMAGED = (
     "[runtime.cpp::readHeader::765] Error Code 2: Internal Error (Assertion bufferSize >= minBufferSize failed.  In "
