@@ -13,7 +13,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from edgekit.errors import SensorError, UsageError
 
-Source = Literal["counter", "rapl", "rail"]
+Source = Literal["counter", "rapl", "rail", "power"]
 Part = Literal["cpu", "gpu", "board", "platform"]
 
 
@@ -31,7 +31,8 @@ class Sample:
 class Sensor(Protocol):
     """One source of power or energy.
 
-    `source` is "counter" (the GPU's energy counter), "rapl" (the CPU's) or "rail" (a power rail of the board).
+    `source` is "counter" (the GPU's energy counter), "rapl" (the CPU's), "rail" (a power rail of the board) or "power"
+    (the GPU's power readings).
     """
 
     @property

@@ -7,7 +7,7 @@ import pytest
 from edgekit.errors import SensorError
 from edgekit.telemetry import find_sensors
 from edgekit.telemetry.jetson import find_jetson, identify
-from tests.telemetry import trees
+from tests.telemetry import boards, trees
 
 
 def test_orin_nano_is_its_input_rail_and_never_the_sum(tmp_path: Path) -> None:
@@ -53,9 +53,17 @@ def test_a_jetson_without_a_monitor_says_what_to_do(tmp_path: Path) -> None:
     assert "mount /sys" in found.reasons[0]
 
 
-def test_jetpack_4_is_named(tmp_path: Path) -> None:
+def test_jetpack_4_without_a_monitor_names_its_own_driver(tmp_path: Path) -> None:
     root = trees.jetson(tmp_path, model="Jetson Nano", soc="tegra210", release="R32 (release), REVISION: 7.1")
-    assert "JetPack 4" in find_jetson(root).reasons[0]
+    assert "ina3221x" in find_jetson(root).reasons[0]
+
+
+def test_nano_of_jetpack_4_is_its_input_rail(tmp_path: Path) -> None:
+    board = identify(boards.nano(tmp_path))
+    assert board is not None
+    assert (board.family, board.jetpack, board.l4t) == ("Nano", "4", "32.7.1")
+    (sensor,) = find_jetson(tmp_path).sensors
+    assert (sensor.scope, sensor.read().power_w) == ("module rail POM_5V_IN", pytest.approx(3.238))
 
 
 def test_another_machine_is_no_jetson_and_gives_no_reason(tmp_path: Path) -> None:

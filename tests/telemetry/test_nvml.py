@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,44 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.telemetry.nvml import find_nvml
-
-STUB = r"""
-/* Stands for the driver's library: one GPU, 5 J further at each reading of its counter. */
-static unsigned long long energy_mj = 1000;
-#define OK 0
-#define UNKNOWN 999
-int nvmlInitWithFlags(unsigned f) { return OK; }
-int nvmlInit_v2(void) { return OK; }
-int nvmlDeviceGetCount_v2(unsigned *n) { *n = GPUS; return OK; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **h) { *h = (void *)(unsigned long)(i + 1); return OK; }
-static int copy(char *out, const char *text) { while ((*out++ = *text++)); return OK; }
-int nvmlDeviceGetUUID(void *h, char *out, unsigned n) { return copy(out, "GPU-1234"); }
-int nvmlDeviceGetName(void *h, char *out, unsigned n) { return copy(out, "Test GPU"); }
-int nvmlDeviceGetTotalEnergyConsumption(void *h, unsigned long long *mj) {
-  if (ENERGY != OK) return ENERGY;
-  *mj = energy_mj; energy_mj += 5000; return OK;
-}
-int nvmlDeviceGetPowerUsage(void *h, unsigned *mw) { *mw = 70500; return OK; }
-int nvmlDeviceGetTemperature(void *h, int kind, unsigned *c) { *c = 41; return OK; }
-const char *nvmlErrorString(int code) { return "Not Supported"; }
-"""
-
-
-def run_with_stub(folder: Path, code: str, *, gpus: int = 1, energy: int = 0) -> str:
-    """Run `code` with the real nvidia-ml-py on a stub of the driver's library."""
-    pytest.importorskip("pynvml", reason="needs nvidia-ml-py: pip install nvidia-ml-py")
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("needs a C compiler")
-    (folder / "stub.c").write_text(STUB)
-    defines = [f"-DGPUS={gpus}", f"-DENERGY={energy}"]
-    library = folder / "libnvidia-ml.so.1"
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-w", *defines, str(folder / "stub.c"), "-o", str(library)], check=True
-    )
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+from tests.telemetry.nvml_stub import run_with_stub
 
 
 def test_a_gpu_gives_joules_watts_and_degrees(tmp_path: Path) -> None:
@@ -60,16 +21,57 @@ print(gpu.name, gpu.scope, gpu.part, gpu.source, b.energy_j - a.energy_j, a.powe
     assert run_with_stub(tmp_path, code) == "nvml-GPU-1234 GPU board Test GPU gpu counter 5.0 70.5 41.0 ()"
 
 
-def test_a_gpu_without_a_counter_is_a_sentence(tmp_path: Path) -> None:
-    code = "from edgekit.telemetry.nvml import find_nvml\nprint(find_nvml())"
-    out = run_with_stub(tmp_path, code, energy=3)  # NVML_ERROR_NOT_SUPPORTED, what Orin answers
+FIRST = """
+from edgekit.telemetry.nvml import find_nvml
+found = find_nvml()
+"""
+
+
+def test_a_gpu_without_a_counter_is_measured_by_its_power(tmp_path: Path) -> None:
+    code = FIRST + "g = found.sensors[0]\nprint(g.source, g.period_s, g.read().power_w, g.read().energy_j, g.scope)"
+    assert run_with_stub(tmp_path, code, ENERGY=3) == (
+        "power 0.1 81.25 None GPU board Test GPU, instantaneous readings"
+    )
+    assert run_with_stub(tmp_path, code, ENERGY=3, FIELDS=13) == (
+        "power 1.0 70.5 None GPU board Test GPU, readings that are averages of a second"
+    )
+
+
+def test_a_gpu_that_supports_nothing_is_a_sentence(tmp_path: Path) -> None:
+    out = run_with_stub(tmp_path, FIRST + "print(found)", BARE=1, FIELDS=3)  # what Orin answers
     assert "sensors=()" in out
     assert "no energy counter" in out
 
 
+def test_the_scope_of_a_board_with_mig_says_that_instances_are_not_told_apart(tmp_path: Path) -> None:
+    out = run_with_stub(tmp_path, FIRST + "print(found.sensors[0].scope)", MIG=3)
+    assert out == "GPU board Test GPU (all of its 3 MIG instances)"
+
+
+def test_gpus_are_chosen_by_uuid_and_an_instance_means_its_board(tmp_path: Path) -> None:
+    code = """
+from edgekit.errors import UsageError
+from edgekit.telemetry.nvml import find_nvml
+print(len(find_nvml().sensors))
+for uuid in ("GPU-1235", "MIG-77000000-0", "GPU-", "GPU-9"):
+    try:
+        print([s.name for s in find_nvml(uuid).sensors])
+    except UsageError as error:
+        print(error)
+"""
+    assert run_with_stub(tmp_path, code, GPUS=2).splitlines() == [
+        "2",
+        "['nvml-GPU-1235']",
+        "GPU UUID 'MIG-77000000-0' is no GPU or MIG instance here. GPUs: GPU-1234, GPU-1235.",
+        "GPU UUID 'GPU-' fits more than one GPU. GPUs: GPU-1234, GPU-1235.",
+        "GPU UUID 'GPU-9' is no GPU or MIG instance here. GPUs: GPU-1234, GPU-1235.",
+    ]
+    assert "['nvml-GPU-1234']" in run_with_stub(tmp_path, code, GPUS=1, MIG=1)
+
+
 def test_a_driver_without_gpus_is_a_sentence(tmp_path: Path) -> None:
     code = "from edgekit.telemetry.nvml import find_nvml\nprint(find_nvml().reasons[0])"
-    assert run_with_stub(tmp_path, code, gpus=0) == "NVML: the driver shows no GPU."
+    assert run_with_stub(tmp_path, code, GPUS=0) == "NVML: the driver shows no GPU."
 
 
 def test_without_a_driver_the_reason_is_a_sentence() -> None:

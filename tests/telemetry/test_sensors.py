@@ -8,7 +8,6 @@ import pytest
 from edgekit.errors import SensorError, UsageError
 from edgekit.telemetry import Energy, Recorder, Sample, Sensor, energy_between, find_sensors, measured_period
 from edgekit.telemetry.rapl import find_rapl
-from edgekit.telemetry.sysfs import by_number, read_int, read_text
 from tests.telemetry import trees
 
 
@@ -76,12 +75,3 @@ def test_this_machine_has_sensors_or_sentences() -> None:
     found = find_sensors()
     assert found.sensors or found.reasons
     assert all(reason.endswith((".", ")", "'", "/")) for reason in found.reasons)
-
-
-def test_unreadable_files_are_none_and_numbers_sort_as_numbers(tmp_path: Path) -> None:
-    trees.write(tmp_path, {"hwmon10/x": "1", "hwmon2/x": " 42\n", "hwmon2/y": "soon"})
-    assert [p.name for p in by_number(tmp_path, "hwmon*")] == ["hwmon2", "hwmon10"]
-    assert read_int(tmp_path / "hwmon2/x") == 42
-    assert read_int(tmp_path / "hwmon2/y") is None
-    assert read_text(tmp_path / "hwmon2") is None
-    assert read_text(tmp_path / "absent") is None
