@@ -132,6 +132,8 @@ def shape_text(shape: Sequence[Dim]) -> str:
 def check_feed(feed: Feed, specs: Sequence[TensorSpec]) -> Tensors:
     """The arrays of `feed` in the order of `specs`, contiguous, with type and shape checked.
 
+    float32 for a float16 input is rounded: a package's samples fit its variants with half-precision inputs too.
+
     Raises:
         InputError: an input is missing, unknown, of another type, or does not fit its shape.
     """
@@ -146,6 +148,9 @@ def check_feed(feed: Feed, specs: Sequence[TensorSpec]) -> Tensors:
             raise InputError(f"Input '{spec.name}' is missing; expected {spec}.")
         value = np.asarray(feed[spec.name])
         wanted = numpy_dtype(spec.dtype)
+        if spec.dtype == "float16" and value.dtype == np.float32:
+            with np.errstate(over="ignore"):
+                value = value.astype(np.float16)
         if value.dtype != wanted and not (spec.dtype == "string" and value.dtype.kind in "OSU"):
             raise InputError(
                 f"Input '{spec.name}': got {value.dtype}, this model accepts {spec.dtype}. Convert it first."

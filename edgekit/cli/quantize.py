@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calib-report", action="store_true", help="say whether the calibration data are good, and change nothing"
     )
+    parser.add_argument(
+        "--half-io", action="store_true", help="float16 inputs and outputs for fp16 and int8-trt (default: float32)"
+    )
     parser.add_argument("--force", action="store_true", help="replace a variant that exists")
 
 
@@ -81,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
             method=args.method,
             plain=args.plain,
             sensitivity=args.sensitivity,
+            half_io=args.half_io,
             force=args.force,
             progress=on_progress,
         )

@@ -46,6 +46,7 @@ def quantize_package(
     method: Method | None = None,
     plain: bool = False,
     sensitivity: bool = False,
+    half_io: bool = False,
     force: bool = False,
     progress: Progress = quiet,
 ) -> Result:
@@ -63,6 +64,7 @@ def quantize_package(
         method: how ranges are taken; None chooses by measurement.
         plain: only ranges and rounding, no accuracy recovery.
         sensitivity: measure each layer alone in INT8: `reports/sensitivity.json` and `.png`.
+        half_io: float16 instead of float32 inputs and outputs, for "fp16" and for "int8-trt".
         force: replace variants that exist.
         progress: told how far each step is.
 
@@ -72,12 +74,12 @@ def quantize_package(
         StorageError: the result cannot be written; the package is as before.
     """
     started = time.monotonic()
-    _check(package, precision, max_drop, force)
+    _check(package, precision, max_drop, force, half_io)
     model = prepared(load_model(package.model_file(package.reference)))
     data = calibration_data(package, recipe=recipe, calib=calib, samples=samples)
     stale = _stale(package, data)
     judge = Judge(package, model, data, recipe=recipe, budget=max_drop)
-    options = Options(method=method, plain=plain, sensitivity=sensitivity)
+    options = Options(method=method, plain=plain, sensitivity=sensitivity, half_io=half_io)
     made = make(package, model, data, judge, precision=precision, options=options, progress=progress)
     verdicts = [v.verdict or judge.verdict(v.model, literal=v.literal) for v in made.variants]
     package, variants = _committed(package, made, verdicts, judge, data)
@@ -108,11 +110,16 @@ def quantize_package(
     return Result(package, report)
 
 
-def _check(package: Package, precision: str, max_drop: float, force: bool) -> None:
+def _check(package: Package, precision: str, max_drop: float, force: bool, half_io: bool) -> None:
     if precision not in PRECISIONS:
         raise UsageError(f"Precision '{precision}' is not known; expected one of {', '.join(PRECISIONS)}.")
     if not 0 <= max_drop <= 100:
         raise UsageError(f"--max-drop {max_drop:g} is not usable; expected points from 0 to 100, for example 0.5.")
+    if half_io and precision not in ("fp16", "int8"):
+        raise UsageError(
+            f"--half-io is for fp16 and int8 (its int8-trt form), not for {precision}, whose inputs and outputs stay "
+            "float32. Leave it out, or use --precision fp16."
+        )
     there = {v.id for v in package.manifest.variants}
     for made in PRECISIONS[precision]:
         if made in there and not force:

@@ -63,7 +63,7 @@ def half_model(model: onnx.ModelProto, *, floats: Collection[str] = (), kind: Ha
     """
     graph, opset = Graph(model), opset_of(model)
     half = {n.name for n in graph.nodes if n.name not in floats and can_be_half(n, opset, kind)}
-    types = _types(model)
+    types = types_of(model)
     casts: dict[str, str] = {}
     made: dict[str, str] = {}
     nodes = list(graph.nodes)
@@ -86,7 +86,7 @@ def half_model(model: onnx.ModelProto, *, floats: Collection[str] = (), kind: Ha
 def rounded_model(model: onnx.ModelProto, *, floats: Collection[str] = (), kind: Half = FP16) -> onnx.ModelProto:
     """`model` in float32 with every value rounded as `half_model` would: runs where `kind` has no kernels."""
     graph, opset = Graph(model), opset_of(model)
-    types = _types(model)
+    types = types_of(model)
     rounded: dict[str, str] = {}
     for node in list(graph.nodes):
         if node.name in floats or not can_be_half(node, opset, kind):
@@ -159,7 +159,8 @@ def _schema(node: Any, opset: int) -> Any:
         return None
 
 
-def _types(model: onnx.ModelProto) -> dict[str, int]:
+def types_of(model: onnx.ModelProto) -> dict[str, int]:
+    """ONNX element type of each tensor of the main graph, as far as it can be inferred."""
     graph = infer_shapes(model).graph
     out = {v.name: int(v.type.tensor_type.elem_type) for v in (*graph.input, *graph.output, *graph.value_info)}
     out.update((t.name, int(t.data_type)) for t in graph.initializer)

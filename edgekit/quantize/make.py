@@ -13,6 +13,7 @@ from edgekit.quantize.data import CalibrationData
 from edgekit.quantize.dynamic import dynamic_lstm, recurrent
 from edgekit.quantize.fp16 import BF16, FP16, Half, half_model, raised_for, rounded_model
 from edgekit.quantize.graph import Graph
+from edgekit.quantize.half_io import with_half_io
 from edgekit.quantize.judge import Judge, Verdict
 from edgekit.quantize.latency import FASTER, Timing, timed
 from edgekit.quantize.lint import lint_trt
@@ -54,6 +55,7 @@ class Options:
     method: Method | None = None
     plain: bool = False
     sensitivity: bool = False
+    half_io: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def make(
 ) -> Made:
     """The variants of `precision` from `model` (prepared)."""
     if precision in ("fp16", "bf16"):
-        return _half(model, data, judge, FP16 if precision == "fp16" else BF16, progress)
+        kind = FP16 if precision == "fp16" else BF16
+        return _half(model, data, judge, kind, progress, half_io=options.half_io)
     if precision in WEIGHT_BITS:
         made = weight_only(model, bits=WEIGHT_BITS[precision])
         timing = timed(model, made, data)
@@ -100,7 +103,9 @@ def make(
     return _int8(package, model, data, judge, options, progress)
 
 
-def _half(model: onnx.ModelProto, data: CalibrationData, judge: Judge, kind: Half, progress: Progress) -> Made:
+def _half(
+    model: onnx.ModelProto, data: CalibrationData, judge: Judge, kind: Half, progress: Progress, *, half_io: bool
+) -> Made:
     """16 bits but for the nodes whose ranges ask for 32; the error without them is measured for the report.
 
     An overflow inside a node does not show on a CPU, which adds in float32, so ranges decide and not the error.
@@ -116,7 +121,10 @@ def _half(model: onnx.ModelProto, data: CalibrationData, judge: Judge, kind: Hal
         attempts.append(Attempt.of(step, gap, kept=i == len(steps) - 1))
     made = half_model(model, floats=floats, kind=kind)
     verdict = judge.verdict(rounded_model(model, floats=floats, kind=kind)) if kind is BF16 else None
-    return Made([MadeVariant(kind.name, made, {"float_nodes": floats}, verdict=verdict)], attempts)
+    settings: dict[str, Any] = {"float_nodes": floats}
+    if half_io:
+        made, settings["inputs_outputs"] = with_half_io(made), "fp16"
+    return Made([MadeVariant(kind.name, made, settings, verdict=verdict)], attempts)
 
 
 def _int8(
@@ -131,15 +139,16 @@ def _int8(
     verdict = judge.verdict(search.scheme.for_cpu())
     if not verdict.within and not options.plain:
         verdict = leave_float(search, verdict)
-    timing, notes = _worth(search, model, data)
+    timing, paid, notes = _worth(search, model, data)
     scheme = search.scheme
     cpu = scheme.for_cpu()
     dynamic = recurrent(cpu)
     if dynamic and not options.plain:
         cpu, timing, kept = _dynamic(search, model, cpu, timing, data)
         dynamic = dynamic if kept else []
-        notes = [] if timing.speed_up >= FASTER else notes
-    trt = scheme.for_trt()
+        if timing.speed_up >= FASTER:
+            paid, notes = True, []
+    trt = _trt_form(search)
     faults = lint_trt(trt)
     if faults:
         raise CheckError(f"The int8-trt graph is not one that TensorRT reads as meant: {faults[0]} Report this.")
@@ -150,18 +159,31 @@ def _int8(
         "weights": "int8, no overflow of 16-bit sums",
     }
     settings["dynamic_layers"] = dynamic
-    cpu_settings = {**settings, "form": "cpu", **_timing_settings(timing, paid=not notes)}
+    cpu_settings = {**settings, "form": "cpu", **_timing_settings(timing, paid=paid)}
+    trt_settings = {**settings, "form": "trt", "weights": "int8"}
+    if options.half_io:
+        trt, trt_settings["inputs_outputs"] = with_half_io(trt), "fp16"
     layers = sensitivities(scheme, judge, progress=progress) if options.sensitivity else []
     return Made(
         [
             MadeVariant("int8", cpu, cpu_settings),
-            MadeVariant("int8-trt", trt, {**settings, "form": "trt", "weights": "int8"}, literal=True),
+            MadeVariant("int8-trt", trt, trt_settings, literal=True),
         ],
         search.attempts,
         encoded(calibration_of(package, data, scheme)),
         layers,
         [*warnings_of(search.scheme.seen), *search.notes, *notes],
     )
+
+
+def _trt_form(search: Search) -> onnx.ModelProto:
+    """TensorRT's form of the scheme, with rounded weights and biases only if they bring it closer too."""
+    scheme = search.scheme
+    if not scheme.trt_weights and scheme.means is None:
+        return scheme.for_trt()
+    nearest = replace(scheme, trt_weights={}, means=None)
+    with_all, plain = (search.judge.gap(s.for_trt(half=False), literal=True).error for s in (scheme, nearest))
+    return (scheme if with_all < plain else nearest).for_trt()
 
 
 def _timing_settings(timing: Timing, *, paid: bool, name: str = "int8") -> dict[str, Any]:
@@ -186,15 +208,21 @@ def _dynamic(
     return (changed, timed(model, changed, data), True) if kept else (cpu, timing, False)
 
 
-def _worth(search: Search, model: onnx.ModelProto, data: CalibrationData) -> tuple[Timing, list[str]]:
-    """INT8 against float on this machine; depthwise convolutions go back to float if that makes the difference."""
+def _worth(search: Search, model: onnx.ModelProto, data: CalibrationData) -> tuple[Timing, bool, list[str]]:
+    """INT8 against float on this machine, whether it pays, and what to say about it.
+
+    Depthwise convolutions go back to float if that makes the difference.
+    """
     timing = timed(model, search.scheme.for_cpu(), data)
     if timing.speed_up >= FASTER:
-        return timing, []
+        return timing, True, []
     if data.batched and data.count > 1:
         many = timed(model, search.scheme.for_cpu(), data, rows=MANY_ROWS)
         if many.speed_up >= FASTER:
-            return timing, []
+            note = (
+                f"int8 pays in batches only: {many.speed_up:.2f} times the speed of fp32 for {MANY_ROWS} samples a call"
+            )
+            return timing, True, [note]
     graph = Graph(search.scheme.model)
     products = set(candidates(graph))
     thin = {
@@ -206,11 +234,12 @@ def _worth(search: Search, model: onnx.ModelProto, data: CalibrationData) -> tup
         again = replace(search.scheme, floats=search.scheme.floats | thin)
         faster = timed(model, again.for_cpu(), data)
         if faster.speed_up >= FASTER and search.attempt("depthwise layers in float, for speed", again):
-            return faster, []
-    return timing, [
+            return faster, True, []
+    note = (
         f"int8 is not faster on this machine ({timing.other_ms:.3g} ms against {timing.float_ms:.3g} ms for fp32 on "
         f"{timing.threads} threads): {_reason(graph, products, thin)}; it is kept, but not chosen by itself"
-    ]
+    )
+    return timing, False, [note]
 
 
 def _reason(graph: Graph, products: set[str], thin: set[str]) -> str:

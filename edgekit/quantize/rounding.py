@@ -7,7 +7,7 @@ rounding (which way to round each weight), in closed form, and needs numpy only.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +43,15 @@ def roundable(graph: Graph) -> list[Any]:
         if node.name not in wanted or not graph.is_float(node.input[1]):
             continue
         weight = graph.constants[node.input[1]]
-        plain = node.op_type != "Conv" or (weight.ndim in (3, 4) and attribute(node, "group", 1) == 1)
-        if plain and not is_depthwise(node, weight) and rows_of(node, weight).shape[1] <= DEEPEST:
+        flat = node.op_type != "Conv" or weight.ndim in (3, 4)
+        if flat and rows_of(node, weight).shape[1] <= DEEPEST:
             out.append(node)
     return out
+
+
+def groups_of(node: Any) -> int:
+    """Number of groups of a convolution; 1 for other products."""
+    return int(attribute(node, "group", 1)) if node.op_type == "Conv" else 1
 
 
 def rows_of(node: Any, weight: Array) -> Array:
@@ -57,7 +62,7 @@ def rows_of(node: Any, weight: Array) -> Array:
 
 @dataclass
 class _Products:
-    """Accumulates X'X of each product's quantised input."""
+    """Accumulates X'X of each product's quantised input: (groups, depth, depth) by node name."""
 
     nodes: Mapping[str, list[Any]]
     kernels: Mapping[str, tuple[int, ...]]
@@ -70,7 +75,9 @@ class _Products:
         rounded = (steps * scale).astype(np.float32)
         for node in self.nodes[name]:
             rows = self._inputs(node, rounded)
-            gram = rows.T @ rows
+            groups = groups_of(node)
+            parts = rows.reshape(len(rows), groups, -1).transpose(1, 2, 0)
+            gram = parts @ parts.transpose(0, 2, 1)
             self.sums[node.name] = self.sums[node.name] + gram if node.name in self.sums else gram.astype(np.float64)
 
     def _inputs(self, node: Any, values: Array) -> Array:
@@ -112,58 +119,83 @@ def _flat(values: list[int], height: list[int]) -> list[int]:
     return [height[0], values[0], height[1], values[1]] if len(height) == 2 and len(values) == 2 else list(values)
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """Weights by node name for each form, and the mean of each channel of the products' inputs."""
+
+    cpu: dict[str, QuantWeight]
+    trt: dict[str, QuantWeight]
+    means: dict[str, Array]
+
+
 def compensated_weights(
-    model: onnx.ModelProto,
-    data: CalibrationData,
-    ranges: Mapping[str, Range],
-    *,
-    only: Collection[str] | None = None,
-    progress: Progress = quiet,
-) -> tuple[dict[str, QuantWeight], dict[str, Array]]:
-    """Weights by node name, rounded so that errors cancel on `data`; and the mean inputs of all products."""
+    model: onnx.ModelProto, data: CalibrationData, ranges: Mapping[str, Range], *, progress: Progress = quiet
+) -> Rounded:
+    """Weights rounded so that errors cancel on `data`; `ranges` are those of the products' inputs."""
     graph = Graph(model)
-    chosen = [n for n in roundable(graph) if (only is None or n.name in only) and n.input[0] in ranges]
+    chosen = [n for n in roundable(graph) if n.input[0] in ranges]
     by_input: dict[str, list[Any]] = {}
     for node in chosen:
         by_input.setdefault(node.input[0], []).append(node)
     kernels = {n.name: tuple(graph.constants[n.input[1]].shape[2:]) for n in chosen}
-    sums = _Products(by_input, kernels, ranges)
+    products = _Products(by_input, kernels, ranges)
     means = ChannelMeans(product_inputs(graph))
 
     def both(name: str, values: Array) -> None:
         means(name, values)
         if name in by_input:
-            sums(name, values)
+            products(name, values)
 
     observe(model, list(means.axes), data, both, progress=progress, what="rounding")
-    out = {}
+    out = Rounded({}, {}, means.means)
     for node in chosen:
         weight, axis = graph.constants[node.input[1]], weight_axis(node)
-        scale = channel_scales(weight, axis, pair_safe=True)
-        steps = _compensated(rows_of(node, weight).astype(np.float64), scale.astype(np.float64), sums.sums[node.name])
-        shape = np.moveaxis(weight, axis, 0).shape
-        values = np.moveaxis(steps.reshape(shape), 0, axis)
-        out[node.name] = QuantWeight(pair_repaired(values.astype(np.int8), axis), scale, axis)
-    return out, means.means
+        factors = _factors(products.sums.pop(node.name))
+        is_paired = not is_depthwise(node, weight)
+        out.trt[node.name] = _rounded(node, weight, factors, channel_scales(weight, axis, pair_safe=False))
+        if not is_paired:
+            out.cpu[node.name] = out.trt[node.name]
+            continue
+        found = _rounded(node, weight, factors, channel_scales(weight, axis, pair_safe=True))
+        out.cpu[node.name] = QuantWeight(pair_repaired(found.values, axis), found.scale, axis)
+    return out
 
 
-def _compensated(rows: Array, scale: Array, gram: Array) -> Array:
-    depth = rows.shape[1]
-    damp = _DAMPING * float(np.diag(gram).mean()) or 1.0
-    order = np.argsort(-np.diag(gram), kind="stable")
-    gram = gram[np.ix_(order, order)] + damp * np.eye(depth)
-    upper = np.linalg.cholesky(np.linalg.inv(gram)).T
-    left, steps = rows[:, order].copy(), np.zeros(rows.shape)
+def _rounded(node: Any, weight: Array, factors: tuple[Array, Array], scale: Array) -> QuantWeight:
+    axis, groups = weight_axis(node), groups_of(node)
+    rows = rows_of(node, weight).astype(np.float64)
+    parts = rows.reshape(groups, len(rows) // groups, -1)
+    steps = _compensated(parts, scale.astype(np.float64).reshape(groups, -1), *factors).reshape(rows.shape)
+    shape = np.moveaxis(weight, axis, 0).shape
+    return QuantWeight(np.moveaxis(steps.reshape(shape), 0, axis).astype(np.int8), scale, axis)
+
+
+def _factors(gram: Array) -> tuple[Array, Array]:
+    """The order in which columns are rounded (groups, depth), and the Cholesky factor of the inverse, in that order."""
+    depth = gram.shape[-1]
+    diagonal = np.diagonal(gram, axis1=1, axis2=2)
+    damp = _DAMPING * diagonal.mean(axis=1)
+    damp[damp <= 0] = 1.0
+    order = np.argsort(-diagonal, axis=1, kind="stable")
+    turned = np.take_along_axis(np.take_along_axis(gram, order[:, :, None], 1), order[:, None, :], 2)
+    turned = turned + damp[:, None, None] * np.eye(depth)
+    return order, np.linalg.cholesky(np.linalg.inv(turned)).transpose(0, 2, 1)
+
+
+def _compensated(rows: Array, scale: Array, order: Array, upper: Array) -> Array:
+    """Steps of `rows` (groups, channels, depth) at `scale` (groups, channels)."""
+    depth = rows.shape[2]
+    left, steps = np.take_along_axis(rows, order[:, None, :], 2), np.zeros(rows.shape)
     block = 64
     for start in range(0, depth, block):
         stop = min(depth, start + block)
-        errors = np.zeros((len(rows), stop - start))
+        errors = np.zeros((*rows.shape[:2], stop - start))
         for i in range(start, stop):
-            steps[:, i] = np.clip(np.rint(left[:, i] / scale), -LEVELS, LEVELS)
-            error = (left[:, i] - steps[:, i] * scale) / upper[i, i]
-            left[:, i + 1 : stop] -= np.outer(error, upper[i, i + 1 : stop])
-            errors[:, i - start] = error
-        left[:, stop:] -= errors @ upper[start:stop, stop:]
+            steps[:, :, i] = np.clip(np.rint(left[:, :, i] / scale), -LEVELS, LEVELS)
+            error = (left[:, :, i] - steps[:, :, i] * scale) / upper[:, i, i, None]
+            left[:, :, i + 1 : stop] -= error[:, :, None] * upper[:, None, i, i + 1 : stop]
+            errors[:, :, i - start] = error
+        left[:, :, stop:] -= errors @ upper[:, start:stop, stop:]
     out = np.zeros(rows.shape)
-    out[:, order] = steps
+    np.put_along_axis(out, np.broadcast_to(order[:, None, :], rows.shape), steps, 2)
     return out

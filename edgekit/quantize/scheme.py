@@ -30,7 +30,8 @@ class Scheme:
         seen: distribution of each of its tensors that may be quantised.
         method: how ranges are taken from them.
         floats: names of products left in float.
-        weights: weights by node name that were rounded better than to the nearest step.
+        weights: weights by node name that were rounded better than to the nearest step, for the CPU's form.
+        trt_weights: the same for TensorRT's form, whose steps are finer.
         means: mean of each channel of the products' inputs, where biases are to be corrected.
         steps: what was done to get here.
     """
@@ -40,6 +41,7 @@ class Scheme:
     method: Method
     floats: frozenset[str] = frozenset()
     weights: Mapping[str, QuantWeight] = field(default_factory=dict)
+    trt_weights: Mapping[str, QuantWeight] = field(default_factory=dict)
     means: Mapping[str, Array] | None = None
     steps: tuple[str, ...] = ()
 
@@ -58,10 +60,11 @@ class Scheme:
         model = self._corrected(pair_safe=True)
         return cpu_int8(model, self.ranges, floats=self.floats, weights=self.weights)
 
-    def for_trt(self) -> onnx.ModelProto:
-        """TensorRT's form: symmetric, its placement, the float remainder in FP16."""
+    def for_trt(self, *, half: bool = True) -> onnx.ModelProto:
+        """TensorRT's form: symmetric, its placement, the float remainder in FP16 (in float32 without `half`)."""
         model = self._corrected(pair_safe=False)
-        return half_model(trt_int8(model, self.symmetric_ranges, floats=self.floats))
+        made = trt_int8(model, self.symmetric_ranges, floats=self.floats, weights=self.trt_weights)
+        return half_model(made) if half else made
 
     def _corrected(self, *, pair_safe: bool) -> onnx.ModelProto:
         if self.means is None:
@@ -75,7 +78,7 @@ class Scheme:
         return bias_corrected(self.model, self.means, rounded)
 
     def _rounded(self, weight: Array, node: object, pair_safe: bool) -> Array:
-        known = self.weights.get(node.name) if pair_safe else None  # type: ignore[attr-defined]
+        known = (self.weights if pair_safe else self.trt_weights).get(node.name)  # type: ignore[attr-defined]
         if known is not None:
             return known.dequantized()
         axis = weight_axis(node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,7 +50,10 @@ WORST = 3
 """How many of them."""
 
 SPARING = 0.9
-"""A layer is left in float, within the budget, only if the error falls below this share."""
+"""A layer is left in float, within the budget, only if the error falls below this share.
+
+Where the root of the error, in percent, is below the budget in points, none is: it would buy nothing asked for.
+"""
 
 EFFORT_S = 60.0
 """Layers are tried one by one, without being asked to, only if that takes less."""
@@ -88,6 +92,11 @@ class Search:
         """The best scheme. There is one after the first attempt."""
         assert self.best is not None
         return self.best
+
+    @property
+    def tight(self) -> bool:
+        """Whether the outputs' relative error, in percent, is above the budget in points."""
+        return 100 * math.sqrt(self.error) > self.judge.budget
 
     def attempt(self, step: str, scheme: Scheme, *, margin: float = 1.0) -> bool:
         """Build and measure `scheme`; keep it if its error is below `margin` times the smallest so far."""
@@ -149,9 +158,9 @@ def best_scheme(
     _equalize_recurrent(search)
     if search.error > NEGLIGIBLE:
         _round_and_correct(search)
-    if search.error > GOOD:
+    if search.error > GOOD and search.tight:
         _spare(search)
-    if search.error > POOR:
+    if search.error > POOR and search.tight:
         _spare_worst(search)
     return search
 
@@ -236,10 +245,10 @@ def _rescaled(search: Search, what: str, models: Mapping[float, onnx.ModelProto]
 
 def _round_and_correct(search: Search) -> None:
     scheme = search.scheme
-    weights, means = compensated_weights(scheme.model, search.data, scheme.ranges, progress=search.progress)
-    if weights:
-        search.attempt("compensated rounding", replace(scheme, weights=weights))
-    search.attempt("bias correction", replace(search.scheme, means=means))
+    rounded = compensated_weights(scheme.model, search.data, scheme.ranges, progress=search.progress)
+    if rounded.cpu:
+        search.attempt("compensated rounding", replace(scheme, weights=rounded.cpu, trt_weights=rounded.trt))
+    search.attempt("bias correction", replace(search.scheme, means=rounded.means))
 
 
 def _spare(search: Search) -> None:

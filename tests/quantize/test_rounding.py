@@ -54,7 +54,7 @@ def test_unfolded_windows_of_a_one_dimensional_convolution() -> None:
 def test_compensated_rounding_has_less_output_error_than_the_nearest_step() -> None:
     model, data = conv(), data_of(correlated(16))
     scheme = Scheme(model, histograms(model, observed(model), data), "minmax")
-    found = compensated_weights(model, data, scheme.ranges)[0]["conv"]
+    found = compensated_weights(model, data, scheme.ranges).cpu["conv"]
     weight = Graph(model).constants["w"]
     nearest = quantized(weight, channel_scales(weight, 0, pair_safe=True), 0)
     rows = unfolded(correlated(16), (3, 3), model.graph.node[0])
@@ -64,6 +64,25 @@ def test_compensated_rounding_has_less_output_error_than_the_nearest_step() -> N
 
     assert error(found.dequantized()) < 0.5 * error(nearest.dequantized())
     assert worst_pair(found.values) <= 128
+
+
+@pytest.mark.parametrize("group", [2, 4])
+def test_compensated_rounding_of_grouped_and_depthwise_convolutions(group: int) -> None:
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1], group=group, name="conv")]
+    weight = random(8, 4 // group, 3, 3, scale=0.3)
+    model, data = prepared(model_of(nodes, {"w": weight}, {"x": ("batch", 4, 9, 9)}, ["y"])), data_of(correlated(16))
+    scheme = Scheme(model, histograms(model, observed(model), data), "minmax")
+    found = compensated_weights(model, data, scheme.ranges)
+    exact = outputs_of(model, data)["y"]
+
+    def error(values: np.ndarray) -> float:
+        graph = Graph(model)
+        graph.nodes[0].input[1] = graph.constant("rounded", values)
+        return float(((outputs_of(graph.model(), data)["y"] - exact) ** 2).mean())
+
+    nearest = quantized(weight, channel_scales(weight, 0, pair_safe=False), 0)
+    assert error(found.trt["conv"].dequantized()) < 0.6 * error(nearest.dequantized())
+    assert worst_pair(found.cpu["conv"].values) <= 128 or group == 4
 
 
 def input_means(model: onnx.ModelProto, data: CalibrationData) -> dict[str, np.ndarray]:
