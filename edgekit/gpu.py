@@ -45,3 +45,15 @@ def _board(root: Path) -> str:
     except OSError:
         return ""
     return text if "jetson" in text.lower() else ""
+
+
+def gpu_count(*, library: str = "libcuda.so.1") -> int:
+    """How many GPUs the driver shows; 0 without a driver."""
+    try:
+        cuda = ctypes.CDLL(library)
+    except OSError:
+        return 0
+    count = ctypes.c_int()
+    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value

@@ -116,8 +116,32 @@ class SampleSet(_Record, frozen=True, kw_only=True):
     source: str
 
 
+class Stage(_Record, frozen=True, kw_only=True):
+    """One model of a package that runs several, one after the other; itself a whole package inside this one.
+
+    Tensors flow by name: the inputs of the package and the outputs of each stage are set down, later stages take them
+    up.
+
+    Attributes:
+        name: unique in the package ("decoder").
+        package: its folder ("decoder.edge").
+        reference: SHA-256 of its reference model: its variants may change, the model may not.
+        inputs: input of the stage -> the tensor that it takes.
+        outputs: output of the stage -> the tensor that it sets down.
+    """
+
+    name: str
+    package: str
+    reference: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+
+
 class Manifest(_Record, frozen=True, kw_only=True):
-    """The whole of manifest.json. `digest` seals the rest: see `encode`."""
+    """The whole of manifest.json. `digest` seals the rest: see `encode`.
+
+    A package of stages has no variants of its own: each stage has its own. `stages` is absent from the others.
+    """
 
     schema: int
     name: str
@@ -137,6 +161,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     higher_is_better: bool = True
     samples: SampleSet | None = None
     files: tuple[File, ...] = ()
+    stages: tuple[Stage, ...] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:

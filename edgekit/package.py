@@ -33,7 +33,7 @@ from edgekit._files import (
     write_synced,
 )
 from edgekit.errors import IntegrityError, PackageError, UsageError
-from edgekit.manifest import File, Manifest, Variant, decode, encode
+from edgekit.manifest import File, Manifest, Stage, Variant, decode, encode
 from edgekit.tensors import Array, Tensors, numpy_dtype
 
 MANIFEST = "manifest.json"
@@ -99,8 +99,45 @@ class Package:
         """The model's name."""
         return self.manifest.name
 
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The stages in the order they run; empty for a package of one model."""
+        stages = self.manifest.stages
+        return () if isinstance(stages, msgspec.UnsetType) else tuple(s.name for s in stages)
+
+    def stages(self) -> tuple[tuple[Stage, Package], ...]:
+        """Each stage with its package, opened; empty for a package of one model.
+
+        Raises:
+            PackageError: a stage is missing.
+            IntegrityError: a stage was changed, or replaced by another model.
+        """
+        found = self.manifest.stages
+        if isinstance(found, msgspec.UnsetType):
+            return ()
+        opened = []
+        for stage in found:
+            package = Package.open(self.path / inside(stage.package))
+            if package.reference.sha256 != stage.reference:
+                raise IntegrityError(
+                    f"Stage '{stage.name}' of '{self.path.name}' is not the model that was exported with it. "
+                    "Restore it, or export all stages again."
+                )
+            opened.append((stage, package))
+        return tuple(opened)
+
+    def require_one_model(self) -> None:
+        """Raise UsageError for a package of stages: the stages have variants, it has none."""
+        found = self.manifest.stages
+        if not isinstance(found, msgspec.UnsetType):
+            raise UsageError(
+                f"'{self.path.name}' is made of stages ({', '.join(self.stage_names)}), each a package of its own. "
+                f"Name one of them: {self.path.name}/{found[0].package}"
+            )
+
     def variant(self, variant_id: str) -> Variant:
         """The variant with that id. Raises UsageError, listing what there is."""
+        self.require_one_model()
         for v in self.manifest.variants:
             if v.id == variant_id:
                 return v
@@ -109,7 +146,11 @@ class Package:
 
     @property
     def reference(self) -> Variant:
-        """The variant that all others are checked against: fp32 (or the first, for a model that has none)."""
+        """The variant that all others are checked against: fp32 (or the first, for a model that has none).
+
+        Raises UsageError for a package of stages.
+        """
+        self.require_one_model()
         return next((v for v in self.manifest.variants if v.id == "fp32"), self.manifest.variants[0])
 
     def file(self, name: str) -> Path:
@@ -185,7 +226,11 @@ class Package:
         return path
 
     def edit(self) -> PackageWriter:
-        """A transaction on this package: nothing changes until its `commit`."""
+        """A transaction on this package: nothing changes until its `commit`.
+
+        Raises UsageError for a package of stages: a stage is changed, not the whole.
+        """
+        self.require_one_model()
         return PackageWriter(self.path, before=self.manifest)
 
 

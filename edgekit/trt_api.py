@@ -18,10 +18,11 @@ MODULES: Mapping[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_
 Log = Callable[[int, str], None]
 """Takes the severity (0 internal error, 1 error, 2 warning, 3 information, 4 verbose) and the text."""
 
-_INSTALL = {
+INSTALL: Mapping[str, str] = {
     "tensorrt": "pip install 'edgekit[trt]' (a Jetson has it already)",
     "tensorrt-rtx": "pip install 'edgekit[rtx]'",
 }
+"""Format of a variant -> the command that installs its module."""
 
 
 def load_module(kind: str, *, why: str = "run this engine") -> Any:
@@ -30,7 +31,7 @@ def load_module(kind: str, *, why: str = "run this engine") -> Any:
     Raises:
         MissingDependencyError: it is not installed, or one of its shared libraries is missing.
     """
-    name, fix = MODULES[kind], f"Run: {_INSTALL[kind]}"
+    name, fix = MODULES[kind], f"Run: {INSTALL[kind]}"
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

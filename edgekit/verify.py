@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from edgekit.errors import EdgekitError, PackageError
+from edgekit.errors import EdgekitError, PackageError, UsageError
 from edgekit.manifest import Variant
 from edgekit.package import Package, Samples
 from edgekit.recipe import ModelSpec
+from edgekit.runtime.placed import open_placed
 from edgekit.runtime.select import open_session, runnable
 from edgekit.runtime.session import Session
 from edgekit.tensors import Array, Tensors, run_in_batches
@@ -96,18 +97,25 @@ def verify(
     variants: Sequence[str] | None = None,
     metric_samples: int = 2000,
     threads: int | None = None,
+    device: str | None = None,
 ) -> VerifyReport:
-    """Run every variant that this machine can run on the package's samples and compare with the stored reference.
+    """Run every variant that this machine (or its `device`) can run on the package's samples and compare with the
+    stored reference.
 
-    With `recipe`, its `evaluate` runs through each variant too. Needs neither torch nor onnx.
+    With `recipe`, its `evaluate` runs through each variant too. Of a package of stages every stage is checked, its
+    variants called "STAGE/VARIANT", and then the whole ("all stages", with the best variant of each). Needs neither
+    torch nor onnx.
 
     Raises:
+        UsageError: no such device or variant.
         PackageError: the package holds no samples.
         IntegrityError: a file of the package changed.
         RecipeError: `evaluate` raised or gave no metric.
     """
+    if package.stage_names:
+        return _verify_stages(package, recipe, variants, threads, device)
     samples = package.samples()
-    able = {v.id for v in runnable(package)}
+    able = {v.id for v in runnable(package, device=device)}
     wanted = [package.variant(v) for v in variants] if variants else list(package.manifest.variants)
     checks: list[Check] = []
     skipped: dict[str, str] = {}
@@ -118,7 +126,7 @@ def verify(
             if variant.precision == "int8-trt":
                 skipped[variant.id] = "TensorRT's form of INT8; compile it and verify the engine"
             continue
-        with open_session(package, variant=variant.id, threads=threads) as session:
+        with open_session(package, variant=variant.id, threads=threads, device=device) as session:
             metrics = recipe.measure(session.run, metric_samples) if recipe is not None else {}
             if variant.id == package.reference.id:
                 baseline = metrics
@@ -134,6 +142,41 @@ def verify(
         samples_source=samples.source,
         metric=next(iter(baseline), None),
         metric_note=note,
+        checks=tuple(checks),
+        skipped=skipped,
+    )
+
+
+def _verify_stages(
+    package: Package,
+    recipe: ModelSpec | None,
+    variants: Sequence[str] | None,
+    threads: int | None,
+    device: str | None,
+) -> VerifyReport:
+    if recipe is not None:
+        raise UsageError(
+            f"'{package.path.name}' is made of stages, which have no recipe in common. Verify a stage with its own: "
+            f"{package.path.name}/{package.stage_names[0]}.edge"
+        )
+    samples = package.samples()
+    checks: list[Check] = []
+    skipped: dict[str, str] = {}
+    for stage, own in package.stages():
+        found = verify(own, variants=variants, threads=threads, device=device)
+        checks += [msgspec.structs.replace(c, variant=f"{stage.name}/{c.variant}") for c in found.checks]
+        skipped.update({f"{stage.name}/{v}": why for v, why in found.skipped.items()})
+    opened = open_placed(package, threads=threads, devices=(device,) if device else ())
+    with opened.session as session:
+        loosest = min((c.variant for _, c in opened.choices), key=lambda v: limits_for(v.precision, {}).cosine)
+        whole = msgspec.structs.replace(loosest, id="all stages")
+        checks.append(check(package, whole, session, samples, {}, {}))
+    return VerifyReport(
+        package=package.path.name,
+        samples=samples.count,
+        samples_source=samples.source,
+        metric=None,
+        metric_note="",
         checks=tuple(checks),
         skipped=skipped,
     )

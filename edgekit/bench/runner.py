@@ -36,12 +36,14 @@ def bench(
     sweep: Sequence[int] = SWEEP,
     sizes: Mapping[str, int] | None = None,
     sensors: Found | None = None,
+    device: str | None = None,
     say: Callable[[str], None] = lambda _text: None,
 ) -> BenchReport:
     """Measure latency at `batch`, throughput over `sweep`, and energy, of every variant that this machine can run.
 
     `seconds` is spent on each variant for latency and about as much for throughput. `threads` None means one a
-    physical core. `sensors` None means those of this machine. `say` hears what is being done. The package is only read.
+    physical core, `sensors` None those of this machine, `device` None the best for each variant. `say` hears what is
+    being done. The package is only read.
 
     Raises:
         UsageError: an unknown variant, nothing to run, or numbers that make no sense.
@@ -52,12 +54,14 @@ def bench(
     inputs = bench_inputs(package, sizes)
     if not inputs.dynamic and batch != 1:
         raise UsageError(f"'{package.path.name}' has a fixed batch; it cannot be measured at batch {batch}.")
-    chosen, skipped = _selected(package, variants)
+    chosen, skipped = _selected(package, variants, device)
     used_threads = threads or physical_cores()
     with ExitStack() as stack:
         contenders = []
         for variant in chosen:
-            session = stack.enter_context(open_session(package, variant=variant.id, threads=used_threads))
+            session = stack.enter_context(
+                open_session(package, variant=variant.id, threads=used_threads, device=device)
+            )
             contenders.append(Contender(variant.id, session, inputs.feeds(batch)))
         say(f"warm-up: {', '.join(v.id for v in chosen)}")
         warm = [warm_up(c, limit_s=max(0.2, seconds / 2)) for c in contenders]
@@ -116,11 +120,13 @@ def _check_numbers(*, batch: int, threads: int | None, seconds: float, sweep: Se
         raise UsageError(f"--seconds must be positive, got {seconds:g}.")
 
 
-def _selected(package: Package, wanted: Sequence[str] | None) -> tuple[list[Variant], dict[str, str]]:
+def _selected(
+    package: Package, wanted: Sequence[str] | None, device: str | None
+) -> tuple[list[Variant], dict[str, str]]:
     """The variants to measure, each once, and why others are left out."""
     if wanted:
         return [package.variant(v) for v in dict.fromkeys(wanted)], {}
-    able = list(runnable(package))
+    able = list(runnable(package, device=device))
     if not able:
         raise UsageError(f"'{package.path.name}' has no variant that this machine can run. Export an ONNX variant.")
     skipped = {}

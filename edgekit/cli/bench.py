@@ -21,6 +21,7 @@ from edgekit.bench.runner import SWEEP
 from edgekit.cli.output import note, print_json, print_table, print_text
 from edgekit.errors import EdgekitError, MissingDependencyError, StorageError, UsageError
 from edgekit.package import Package
+from edgekit.runtime.devices import one_device
 
 QUICK_SECONDS, QUICK_SWEEP = 0.4, (1, 8, 32)
 
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=float, metavar="S", help="time for latency, and again for throughput, a variant (default 3)"
     )
+    parser.add_argument("--device", metavar="D", help="cpu or cuda:N (default: the best for each variant)")
     parser.add_argument("--quick", action="store_true", help="a rough figure in a second or two a variant")
     parser.add_argument(
         "--size", action="append", default=[], metavar="NAME=N", help="size of a free dimension; the inputs are random"
@@ -55,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         seconds=seconds,
         sweep=QUICK_SWEEP if args.quick else SWEEP,
         sizes=_sizes(args.size),
+        device=one_device(args.device, command="bench"),
         say=note,
     )
     code = _write(package, report, plot=not args.no_plot)

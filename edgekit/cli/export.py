@@ -7,6 +7,9 @@ SOURCE is one of
   model.pt2                a program saved by torch.export.save
   model.onnx               an ONNX file of opset 7 or newer
 
+Several sources make a package of stages, in the order they run (NAME=SOURCE names a stage): an output of one is the
+input of that name of a later one; --link joins other names. Each stage lies in the package as a package of its own.
+
 A recipe and a module are Python and are executed. The same samples run through the original and the exported model at
 batch 1, 3 and 8; if they differ by more than --tolerance, nothing is written and the exit code is 1.
 
@@ -14,6 +17,7 @@ examples:
   edgekit export models/digits_cnn.py -o digits.edge
   edgekit export torchvision.models:resnet18 -o resnet18.edge --input image:float32:batch,3,224,224 --samples photos.npz
   edgekit export squeezenet.onnx -o squeezenet.edge --labels imagenet.txt --dynamic-batch
+  edgekit export denoiser.onnx decoder.onnx -o pipeline.edge --link decoder.x=denoiser.latent
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.cli.output import bytes_text, note, print_json, print_table, print_text
+from edgekit.cli.stages import print_stages
 from edgekit.errors import ModelError, UsageError
 from edgekit.tensors import TensorSpec
 
@@ -39,7 +44,9 @@ OPSETS = range(18, 24)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `edgekit export`."""
-    parser.add_argument("source", metavar="SOURCE", help="recipe.py, path.py:NAME, module:factory, .pt2 or .onnx")
+    parser.add_argument(
+        "source", metavar="SOURCE", nargs="+", help="recipe.py, path.py:NAME, module:factory, .pt2 or .onnx"
+    )
     parser.add_argument("-o", "--output", metavar="X.edge", help="package to make (default: the model's name, here)")
     parser.add_argument("--force", action="store_true", help="replace the package that is there")
     parser.add_argument("--name", help="name of the model (default: the recipe's, or the file's)")
@@ -54,6 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--samples", type=Path, metavar="FILE.npz|DIR", help="real inputs: arrays by input name, or a folder of files"
+    )
+    parser.add_argument(
+        "--link",
+        action="append",
+        default=[],
+        metavar="STAGE.INPUT=TENSOR",
+        help="with several sources: what an input takes, where the names differ (may be repeated)",
     )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line")
     parser.add_argument(
@@ -78,24 +92,28 @@ def run(args: argparse.Namespace) -> int:
     if args.opset is not None and args.opset not in OPSETS:
         raise UsageError(f"--opset {args.opset} is not usable; expected {OPSETS[0]} to {OPSETS[-1]}.")
     inputs = [parse_input(text) for text in args.input]
+    several = len(args.source) > 1
+    if several and (inputs or args.output is None):
+        raise UsageError(
+            "Several sources make a package of stages: name it with -o X.edge, and describe the inputs of a module in "
+            "a recipe instead of --input."
+        )
+    if args.link and not several:
+        raise UsageError("--link joins stages, and there is one source. Leave it out, or name the others.")
     from edgekit.export.build import export
     from edgekit.export.declared import Declared
+    from edgekit.export.stages import export_stages, parse_link
+
+    declared = Declared(name=args.name, task=args.task, labels=args.labels, preprocess=args.preprocess)
+    how = {name: getattr(args, name) for name in ("force", "samples", "opset", "tolerance", "static", "dynamic_batch")}
 
     gc.set_threshold(200_000, 20, 100)  # importing and tracing make a million lasting objects: 1 s less of collecting
     with contextlib.redirect_stdout(sys.stderr):  # what a recipe prints must not spoil the result
-        package = export(
-            args.source,
-            output=args.output,
-            force=args.force,
-            declared=Declared(name=args.name, task=args.task, labels=args.labels, preprocess=args.preprocess),
-            inputs=inputs,
-            samples=args.samples,
-            opset=args.opset,
-            tolerance=args.tolerance,
-            static=args.static,
-            dynamic_batch=args.dynamic_batch,
-            note=note,
-        )
+        if several:
+            links = [parse_link(text) for text in args.link]
+            package = export_stages(args.source, output=args.output, declared=declared, links=links, note=note, **how)
+        else:
+            package = export(args.source[0], output=args.output, declared=declared, inputs=inputs, note=note, **how)
     if args.json:
         print_json({"package": str(package.path), "manifest": package.manifest})
     else:
@@ -121,6 +139,9 @@ def parse_input(text: str) -> TensorSpec:
 
 
 def _show(package: Package) -> None:
+    if package.stage_names:
+        print_stages(package)
+        return
     manifest = package.manifest
     variant = package.reference
     came = manifest.provenance

@@ -16,6 +16,7 @@ import msgspec
 
 from edgekit.cli.engine import print_engine
 from edgekit.cli.output import bytes_text, percent_text, print_json, print_table, print_text
+from edgekit.cli.stages import print_stages
 from edgekit.errors import UsageError
 from edgekit.inspect import Graph, Inspection, ModelInspection, inspect_model, inspect_package
 from edgekit.manifest import Manifest, Tensor, Variant
@@ -42,7 +43,10 @@ def run(args: argparse.Namespace) -> int:
         package, variant = _package_of(path)
         result = inspect_package(package, variant=variant)
     else:
-        result = inspect_package(Package.open(path), variant=args.variant)
+        package = Package.open(path)
+        if package.stage_names and args.variant is None and not args.layers:
+            return _inspect_stages(package, as_json=args.json)
+        result = inspect_package(package, variant=args.variant)
     if args.json:
         if isinstance(result, Inspection) and result.engine is not None and not args.layers:
             result = msgspec.structs.replace(result, engine=msgspec.structs.replace(result.engine, layers=()))
@@ -61,6 +65,19 @@ def run(args: argparse.Namespace) -> int:
         print_text(f"note: {result.graph_note}")
     else:
         _print_graph(result.graph, layers=args.layers)
+    return 0
+
+
+def _inspect_stages(package: Package, *, as_json: bool) -> int:
+    """The stages of a package, every file of it and of each checked."""
+    own_files = [package.file(name) for name in package.manifest.all_files()]
+    found = {stage.name: inspect_package(own) for stage, own in package.stages()}
+    if as_json:
+        print_json({"manifest": package.manifest, "stages": found})
+        return 0
+    print_stages(package)
+    sizes = [f.stat().st_size for f in own_files] + [f.bytes for result in found.values() for f in result.checked]
+    print_text(f"{len(sizes)} files, {bytes_text(sum(sizes))}: every SHA-256 matches the manifests")
     return 0
 
 

@@ -3,6 +3,9 @@
 Images (PNG, JPEG, BMP, WebP, TIFF) and WAV files go through the package's declared preprocessing; .npz files hold
 inputs by name, .npy the only input. Classifiers print labels and probabilities, other models a summary of each
 output; -o writes all outputs to an .npz file.
+
+Without --device and --variant the best variant for this machine runs, and a line says which and why. A package of
+stages may be spread over devices: --split --device cuda:0,cuda:1
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from edgekit.cli.output import note, print_json, print_table
 from edgekit.errors import UsageError
 from edgekit.inference import Result, gather, infer_files, scores
 from edgekit.package import Package
-from edgekit.runtime.select import choose, open_session
+from edgekit.runtime.devices import parse_devices
+from edgekit.runtime.placed import open_placed
 from edgekit.tensors import Tensors, shape_text
 
 
@@ -30,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="OUT.npz", type=Path, help="write the outputs here")
     parser.add_argument("--force", action="store_true", help="replace OUT.npz if it exists")
     parser.add_argument("--variant", metavar="ID", help="run this variant (default: the best for this machine)")
+    parser.add_argument("--device", metavar="D", help="cpu, cuda:N, or with --split several: cuda:0,cuda:1")
+    parser.add_argument("--split", action="store_true", help="run each stage of a package of stages on its own device")
     parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to print (default 3)")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="rows of one file in one call (default 32)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads (default: one a core)")
@@ -42,11 +48,17 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         _check_output(args.output, args.force)
     package = Package.open(args.package)
-    choice = choose(package, args.variant)
+    devices = parse_devices(args.device) if args.device is not None else ()
+    if len(devices) > 1 and not args.split:
+        raise UsageError(
+            f"run sends one call at a time, which {len(devices)} devices do not make faster. Name one device, or "
+            "spread the stages of a package over them with --split."
+        )
     labels = package.labels()
     classify = package.manifest.task == "classification"
-    with open_session(package, variant=choice.variant.id, threads=args.threads) as session:
-        note(f"{package.name}: variant {choice.variant.id} ({choice.reason}), {session.device}")
+    opened = open_placed(package, variant=args.variant, threads=args.threads, devices=devices, split=args.split)
+    with opened.session as session:
+        note(f"{package.name}: {opened.summary}")
         results = list(infer_files(package, session, args.inputs, batch=args.batch))
         if args.output is not None:
             _write(args.output, gather(results, session))

@@ -19,6 +19,7 @@ from edgekit.errors import UsageError
 from edgekit.layers import SNR_DB, LayerDifference, bisect, compare_layers, piece_files
 from edgekit.package import Package
 from edgekit.recipe import spec_from_recipe
+from edgekit.runtime.devices import one_device
 from edgekit.verify import Check, VerifyReport, verify
 
 
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--metric-samples", type=int, default=2000, metavar="N", help="at most N samples for the metric (default 2000)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads (default: one a core)")
+    parser.add_argument("--device", metavar="D", help="cpu or cuda:N (default: the best for each variant)")
     parser.add_argument("--layers", action="store_true", help="compare --variant with the reference layer by layer")
     parser.add_argument("--bisect", action="store_true", help="write the smallest piece of --variant that fails")
     parser.add_argument(
@@ -54,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         variants=args.variant,
         metric_samples=args.metric_samples,
         threads=args.threads,
+        device=one_device(args.device, command="verify"),
     )
     data = msgspec.json.format(msgspec.json.encode(report), indent=2)
     path = package.write_report("verify.json", data + b"\n")

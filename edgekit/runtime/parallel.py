@@ -56,6 +56,11 @@ class ParallelSession:
         """Where they run, for people."""
         return "; ".join(s.device for s in self._sessions)
 
+    @property
+    def lanes(self) -> int:
+        """Runs that may usefully be under way at once."""
+        return sum(getattr(s, "lanes", 1) for s in self._sessions)
+
     def run(self, feed: Feed) -> Tensors:
         """Run once on the device with the fewest runs under way, in turn where they are equal; see `Session.run`."""
         with self._lock:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edgekit.errors import BackendError, MissingDependencyError, ModelError, UsageError
+from edgekit.gpu import gpu_count
 from edgekit.manifest import Variant
 from edgekit.package import Package
 from edgekit.runtime.devices import CPU, parse_device
@@ -14,7 +15,8 @@ from edgekit.runtime.machine import Machine, look
 from edgekit.runtime.ort import OrtSession
 from edgekit.runtime.session import Session
 from edgekit.runtime.trt import TrtSession
-from edgekit.trt_api import MODULES
+from edgekit.runtime.trt_load import REBUILD
+from edgekit.trt_api import INSTALL, MODULES
 
 _log = logging.getLogger(__name__)
 
@@ -35,13 +37,14 @@ class Choice:
     device: str = "cpu"
 
 
-def runnable(package: Package, *, machine: Machine | None = None) -> tuple[Variant, ...]:
-    """The variants that this machine can run, in the manifest's order.
+def runnable(package: Package, *, device: str | None = None, machine: Machine | None = None) -> tuple[Variant, ...]:
+    """The variants that this machine (or its `device`) can run, in the manifest's order.
 
     Without a GPU "int8-trt" is left out: TensorRT's form of INT8 is several times slower than FP32 on a CPU; and
     "bf16", for which ONNX Runtime's CPU provider has no kernels. Engines are in where GPU and TensorRT are theirs.
     """
-    here = machine or _machine(package)
+    package.require_one_model()
+    here = _at(device, machine or _machine(package, device))
     return tuple(v for v in package.manifest.variants if _runs(v, here))
 
 
@@ -55,24 +58,34 @@ def _runs(variant: Variant, machine: Machine) -> bool:
 
 def engine_obstacle(variant: Variant, machine: Machine) -> str:
     """Why this machine cannot run an engine, as a clause; "" if nothing speaks against it before it is loaded."""
+    return _obstacle(variant, machine)[0]
+
+
+def _obstacle(variant: Variant, machine: Machine) -> tuple[str, str]:
+    """Why this machine cannot run an engine, as a clause, and what to do about it; both "" if it may."""
     name = f"engine '{variant.id}'"
     if not machine.gpu:
-        return f"{name} needs an NVIDIA GPU"
+        return f"{name} needs an NVIDIA GPU", "Run it on a machine that has one"
     built, options = _sm(variant), variant.settings.get("options", {})
     portable = options.get("hardware") == "ampere+" and 80 <= built <= machine.sm
     if built != machine.sm and not portable:
-        return f"{name} is for sm_{built} and this GPU is sm_{machine.sm}"
+        return f"{name} is for sm_{built} and this GPU is sm_{machine.sm}", REBUILD
     release = machine.tensorrt.get(variant.format)
     if release is None:
-        return f"{name} cannot run since {machine.missing.get(variant.format, 'TensorRT is not installed')}"
+        why = machine.missing.get(variant.format, "TensorRT is not installed")
+        return f"{name} cannot run since {why}", f"Run: {INSTALL[variant.format]}"
     made = str(variant.settings.get("version", ""))
     wanted, have = made.split(".")[:2], release.split(".")[:2]
-    later = options.get("version_compatible") and wanted[:1] == have[:1]
+    later = options.get("version_compatible") and wanted[:1] == have[:1] and _number(wanted) <= _number(have)
     if made and wanted != have and not later:
-        return f"{name} is for TensorRT {'.'.join(wanted)} and {'.'.join(have)} is installed"
+        return f"{name} is for TensorRT {'.'.join(wanted)} and {'.'.join(have)} is installed", REBUILD
     if options.get("strip"):
-        return f"{name} has no weights in it (--strip)"
-    return ""
+        return f"{name} has no weights in it (--strip)", "Compile it without --strip"
+    return "", ""
+
+
+def _number(release: Sequence[str]) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdigit() else 0 for part in release)
 
 
 def _sm(variant: Variant) -> int:
@@ -99,6 +112,7 @@ def candidates(
     Raises:
         UsageError: as for `choose`.
     """
+    package.require_one_model()
     here = _at(device, machine or _machine(package, device))
     if variant is not None:
         return _asked(package.variant(variant), here, device)
@@ -194,8 +208,15 @@ def _at(device: str | None, machine: Machine) -> Machine:
     if place == CPU:
         return Machine()
     if not machine.gpu:
-        raise UsageError(f"Device {place} does not exist: no NVIDIA GPU with its driver is found. See: edgekit doctor")
+        raise UsageError(f"Device {place} does not exist; {_gpus()}")
     return replace(machine, place=place)
+
+
+def _gpus() -> str:
+    count = gpu_count()
+    if not count:
+        return "no NVIDIA GPU with its driver is found. See: edgekit doctor"
+    return "this machine has " + (f"cuda:0 to cuda:{count - 1}." if count > 1 else "cuda:0.")
 
 
 def open_session(
@@ -208,7 +229,8 @@ def open_session(
 ) -> Session:
     """Open the best variant of `package` for this machine (or `variant`, or the best for `device`), its digest checked.
 
-    An engine that was chosen, not asked for, and does not load is replaced by the next best with a warning.
+    An engine that was chosen, not asked for, and does not load is replaced by the next best with a warning. Of a
+    package of stages all are opened, on one device; see `edgekit.runtime.placed` for several devices.
 
     Raises:
         UsageError: no such variant or device, or none that can run here.
@@ -216,6 +238,10 @@ def open_session(
         ModelError: the runtime cannot load it.
         BackendError: the GPU or its libraries do not work.
     """
+    if package.stage_names:
+        from edgekit.runtime.placed import open_placed  # which opens each stage with this file
+
+        return open_placed(package, variant=variant, threads=threads, devices=(device,) if device else ()).session
     return open_best(package, variant=variant, threads=threads, device=device, machine=machine)[0]
 
 
@@ -228,16 +254,30 @@ def open_best(
     machine: Machine | None = None,
 ) -> tuple[Session, Choice]:
     """As `open_session`, with the choice that was opened; its reason names what did not load and how to fix it."""
-    choices = candidates(package, variant, device=device, machine=machine)
+    here = machine or _machine(package, device)
+    choices = candidates(package, variant, device=device, machine=here)
+    if variant is None and choices[0].variant.format not in MODULES:
+        _warn_of_engines(package, _at(device, here))
     failed: list[str] = []
     for choice in choices[:-1]:
         try:
             return _open(package, choice, threads), replace(choice, reason=_with(choice.reason, failed))
         except (BackendError, MissingDependencyError, ModelError) as error:
             _log.warning("Variant '%s' is not used: %s", choice.variant.id, error)
-            failed.append(f"'{choice.variant.id}' did not load: {error}")
+            failed.append(f"'{choice.variant.id}' did not load")
     last = choices[-1]
     return _open(package, last, threads), replace(last, reason=_with(last.reason, failed))
+
+
+def _warn_of_engines(package: Package, here: Machine) -> None:
+    """Say what keeps a GPU from running the engines of a package, and the fix; each reason once."""
+    if not here.gpu:
+        return
+    for engine in (v for v in package.manifest.variants if v.format in MODULES):
+        clause, fix = _obstacle(engine, here)
+        if clause:
+            _log.warning("No engine of '%s' is used: %s. %s", package.path.name, clause, fix)
+            return
 
 
 def _open(package: Package, choice: Choice, threads: int | None) -> Session:
@@ -251,4 +291,5 @@ def _open(package: Package, choice: Choice, threads: int | None) -> Session:
         device=choice.device,
         inputs=package.manifest.input_specs,
         outputs=package.manifest.output_specs,
+        host_code=bool(chosen.settings.get("options", {}).get("version_compatible")),
     )

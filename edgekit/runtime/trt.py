@@ -152,6 +152,11 @@ class TrtSession:
         return self._device
 
     @property
+    def lanes(self) -> int:
+        """Runs that may usefully be under way at once."""
+        return len(self._slots)
+
+    @property
     def profiles(self) -> tuple[Profile, ...]:
         """The ranges of shapes that the engine accepts, one mapping a profile."""
         return self._profiles

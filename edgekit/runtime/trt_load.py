@@ -90,8 +90,8 @@ def load_error(messages: list[str], *, trt: str, variant: str, sm: int) -> Edgek
         return BackendError(f"{head}: it was built by another TensorRT. {REBUILD}")
     if "lean runtime" in low or "host code" in low or "hostcode" in low:
         return BackendError(
-            f"{head}: it is version-compatible and carries code of its own, which is run only on request. "
-            "Compile it without --version-compatible, or open it with host_code=True if you built it."
+            f"{head}: it is version-compatible and carries code of its own, which runs only with host_code=True "
+            "(a package whose manifest says that it was compiled so is opened with it)."
         )
     if _memory(low):
         return BackendError(f"{head}: the GPU is out of memory. Stop other programs on it, or use a smaller variant.")

@@ -113,3 +113,42 @@ def test_models_that_do_not_classify_print_a_summary(tiny: Package, edgekit: Run
     assert done.returncode == 0, done.stderr
     assert "(2,3)" in done.stdout
     assert "scores" in done.stdout
+
+
+def test_the_device_is_kept_to_and_one_that_is_not_there_is_an_answer(
+    tiny: Package, edgekit: Run, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "x.npy", np.ones((2, 4), np.float32))
+    done = edgekit("run", tiny.path, tmp_path / "x.npy", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "CPU" in done.stderr
+    cases = {
+        "cuda:99": "Device cuda:99 does not exist; ",
+        "gpu": "Device 'gpu' is not known; expected cpu, cuda or cuda:N",
+        "cpu,cpu": "Name one device, or spread the stages of a package over them with --split",
+    }
+    for device, words in cases.items():
+        done = edgekit("run", tiny.path, tmp_path / "x.npy", "--device", device)
+        assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    for command in ("verify", "bench"):
+        done = edgekit(command, tiny.path, "--device", "cpu,cpu")
+        assert (done.returncode, f"{command} uses one device at a time" in done.stderr) == (2, True)
+    done = edgekit("verify", tiny.path, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+
+
+def test_stages_run_as_one_model_and_may_be_spread(edgekit: Run, tmp_path: Path) -> None:
+    from tests.stages import pair, two_layers
+
+    package = pair(tmp_path)
+    x = np.random.default_rng(5).standard_normal((3, 8)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    for extra in ((), ("--split", "--device", "cpu,cpu")):
+        done = edgekit("run", package.path, tmp_path / "x.npz", "-o", tmp_path / "out.npz", "--force", *extra)
+        assert done.returncode == 0, done.stderr
+        assert "pair: encoder: variant fp32 (the only variant); decoder: variant fp32" in done.stderr
+        with np.load(tmp_path / "out.npz") as out:
+            np.testing.assert_allclose(out["y"], two_layers(x), rtol=1e-4, atol=1e-5)
+    done = edgekit("run", package.path, tmp_path / "x.npz", "--split", "--device", "cpu")
+    assert (done.returncode, "takes 2 devices" in done.stderr) == (2, True)

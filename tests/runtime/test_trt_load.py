@@ -55,7 +55,7 @@ DRIVER = "Error Code 1: Cuda Runtime (cudaError 35: CUDA driver version is insuf
         (["Error Code 2: OutOfMemory (no further information)"], BackendError, "out of memory. Stop other programs"),
         ([DRIVER], BackendError, "no NVIDIA driver that is new enough"),
         (["getPluginCreator could not find plugin: ns::x"], MissingDependencyError, "a plugin that it needs"),
-        (["Engine carries a lean runtime; host code is not allowed"], BackendError, "host_code=True if you built it"),
+        (["Engine carries a lean runtime; host code is not allowed"], BackendError, "runs only with host_code=True"),
         (["Something new. In f at /_src/x.cpp:1"], BackendError, "Something new. Build it on this machine"),
         ([], BackendError, "gave no reason"),
     ],

@@ -93,6 +93,9 @@ class Runtime:
                 "Version: 237, Serialized Engine Version: 239)",
             )
             return None
+        if facts.get("carries_code") and not self.engine_host_code_allowed:
+            self._logger.log(1, "Error Code 4: API Usage Error (engine host code is not allowed by this runtime)")
+            return None
         return ICudaEngine(facts, self._logger)
 
 

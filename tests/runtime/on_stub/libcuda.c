@@ -50,7 +50,7 @@ static int put(struct stream *s, struct work w) {
 int cuInit(unsigned flags) { CALL("cuInit", 0, 0, 0); return 0; }
 int cuDriverGetVersion(int *v) { *v = 13000; return 0; }
 int cuDeviceGetCount(int *n) { CALL("cuDeviceGetCount", 0, 0, 0); *n = devices; return 0; }
-int cuDeviceGet(int *d, int i) { *d = i; return 0; }
+int cuDeviceGet(int *d, int i) { *d = i; return i < devices ? 0 : 101; }
 int cuDeviceGetName(char *out, int n, int d) { snprintf(out, n, "Stub GPU %d", d); return 0; }
 int cuDeviceGetAttribute(int *v, int kind, int d) {
   *v = kind == 75 ? 8 : kind == 76 ? 7 : kind == 18 ? integrated : kind == 19 ? 1 : 0;
