@@ -16,8 +16,11 @@ EXTRA_OF = {
     "safetensors": "export",
     "onnxruntime": "cpu",
     "matplotlib": "bench",
+    "google": "serve",
+    "hpack": "serve",
     "httptools": "serve",
     "uvloop": "serve",
+    "zstandard": "telemetry",
 }
 """Import name -> the extra of edgekit that installs it."""
 

@@ -1,0 +1,121 @@
+"""The gRPC door: calls of many connections to the App and back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeAlias
+
+from edgekit._lazy import require
+from edgekit.errors import InputError
+from edgekit.serve.app import Answer, App
+from edgekit.serve.compress import compress, decompress
+from edgekit.serve.grpc.call import Call, StreamCall, UnaryCall
+from edgekit.serve.grpc.codec import InferReader, Message, varint
+from edgekit.serve.grpc.route import STREAM, Route, route_of
+from edgekit.serve.grpc.route import Answer as MethodAnswer
+from edgekit.serve.grpc.schema import schema
+from edgekit.serve.grpc.service import Service
+from edgekit.serve.h2.connection import Connection
+from edgekit.serve.h2.door import H2Door
+from edgekit.serve.h2.headers import Head
+from edgekit.serve.h2.limits import Limits
+from edgekit.serve.worker import Post
+
+OFFLOAD_BYTES = 32 << 10
+"""Messages above this are compressed and decompressed on another thread, so that other calls do not wait."""
+
+Parts: TypeAlias = "list[bytes | memoryview]"
+
+
+class GrpcDoor(H2Door):
+    """The calls of one port. `post` calls back on the server's thread."""
+
+    def __init__(self, app: App, *, limits: Limits, loop: asyncio.AbstractEventLoop, post: Post) -> None:
+        require("hpack", why="serve over gRPC")
+        super().__init__(limits=limits, loop=loop)
+        self._app, self._post = app, post
+        self._reader = InferReader(app.repository.find)
+        self._methods = Service(app).methods()
+        self._pool: ThreadPoolExecutor | None = None
+        messages = schema()
+        final = messages.message("ModelInferResponse")()
+        final.parameters["triton_final_response"].bool_param = True
+        self._final: bytes = final.SerializeToString()
+        self._stream_response = messages.message("ModelStreamInferResponse")
+
+    def new_stream(self, connection: Connection, stream_id: int, send_window: int, head: Head) -> Call:
+        """The call that `head` asks for."""
+        route: Route | None = head.route
+        if route is None:
+            route = head.route = route_of(head, self._methods)
+        kind = StreamCall if route.method == STREAM else UnaryCall
+        return kind(connection, stream_id, send_window, route, self)
+
+    def infer(self, message: Message, answer: Answer) -> None:
+        """Run the inference in `message` and call `answer` with what became of it, now or later."""
+        try:
+            model, request = self._reader.read(message)
+            self._app.infer(model, request, answer, self._post, time.perf_counter_ns())
+        except Exception as error:
+            answer(error)
+
+    def answer(self, method: str | MethodAnswer, message: Message) -> bytes:
+        """The response to a call that is no inference."""
+        assert callable(method)
+        return bytes(method(message))
+
+    def stream_answer(self, parts: Parts, size: int) -> tuple[Parts, int]:
+        """An answer of `parts` as a message of a stream, marked as the only one to its request."""
+        size += len(self._final)
+        head = b"\x12" + varint(size)  # infer_response, field 2
+        return [head, *parts, self._final], len(head) + size
+
+    def stream_error(self, text: str) -> tuple[Parts, int]:
+        """An error as a message of a stream, which goes on."""
+        message = bytes(self._stream_response(error_message=text).SerializeToString())
+        return [message], len(message)
+
+    def unpack(self, call: Call, packed: int, message: Message, then: Callable[[Message], None]) -> None:
+        """Decompress a message, and go on with it. Raises InputError: it should not be compressed, or is damaged."""
+        encoding = call.route.encoding
+        if packed != 1 or not encoding:
+            raise InputError("The message is marked as compressed, but grpc-encoding names no encoding.")
+        work = partial(decompress, bytes(message), encoding, max_bytes=self.limits.message_bytes)
+        if len(message) < OFFLOAD_BYTES:
+            then(work())
+        else:
+            self._offload(call, work, then)
+
+    def pack(self, call: Call, encoding: str, parts: Parts, size: int, then: Callable[[Parts, int], None]) -> None:
+        """Compress a message of `size` bytes, and go on with it."""
+
+        def go_on(data: Message) -> None:
+            then([bytes(data)], len(data))
+
+        work: Callable[[], bytes] = partial(compress, parts, encoding)
+        if size < OFFLOAD_BYTES:
+            go_on(work())
+        else:
+            self._offload(call, work, go_on)
+
+    def _offload(self, call: Call, work: Callable[[], bytes], then: Callable[[Message], None]) -> None:
+        """Do `work` on another thread, and `then` go on with its result on the server's own."""
+
+        def arrive(future: Future[Any]) -> None:
+            try:
+                then(future.result())
+            except Exception as error:
+                call.fail(error)
+
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edgekit-coding")
+        self._pool.submit(work).add_done_callback(partial(self._post, arrive))
+
+    def close(self) -> None:
+        """Let go of the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,481 @@
+"""One HTTP/2 connection: what the client's frames mean (RFC 9113), and what of it a server need not put up with."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol, TypeAlias, cast
+
+from edgekit.serve.h2 import frames as h2
+from edgekit.serve.h2.budget import Budget
+from edgekit.serve.h2.frames import Code, ConnectionFault, StreamFault
+from edgekit.serve.h2.headers import Head, HeaderReader
+from edgekit.serve.h2.limits import Limits
+from edgekit.serve.h2.output import Output
+from edgekit.serve.h2.stream import Stream
+
+LOGGER = logging.getLogger(__name__)
+
+_LEAVING = b"leaving!"
+_ASKING = b"are you?"
+_LINGER_S = 2.0
+_RESET_COST = 5
+_REMEMBERED = 512
+_VIEW_BYTES = 1024  # pieces of a body above this are passed on without a copy
+
+
+class Owner(Protocol):
+    """The door that a connection belongs to."""
+
+    limits: Limits
+    loop: asyncio.AbstractEventLoop
+    connections: set[Connection]
+    buffered: int
+    draining: bool
+
+    def new_stream(self, connection: Connection, stream_id: int, send_window: int, head: Head) -> Stream:
+        """A stream of the door's own class for what `head` asks."""
+        ...
+
+
+_Control: TypeAlias = Callable[[int, int, bytes], None]
+
+
+class Connection(asyncio.Protocol):
+    """One client. `heard` is when it last sent something, by the loop's clock."""
+
+    def __init__(self, door: Owner) -> None:
+        self.door, self.limits = door, door.limits
+        self.streams: dict[int, Stream] = {}
+        self.heard = self._since = door.loop.time()
+        self._transport: asyncio.Transport | None = None
+        self._reader = HeaderReader(max_list_bytes=door.limits.header_bytes)
+        self._rest = b""
+        self._preface = self._settled = self._acknowledged = False
+        self._window = h2.DEFAULT_WINDOW
+        self._last = 0
+        self._block: tuple[int, int, bytearray, int] | None = None
+        self._gone: dict[int, None] = {}
+        self._budget = Budget(door.limits.noise, door.limits.noise_rate, self._since)
+        self._answered = 0
+        self._asked = self._leaving_at = 0.0
+        self._refusing = self._ended = False
+        self._controls: dict[int, _Control] = {
+            h2.PRIORITY: self._on_priority,
+            h2.RST_STREAM: self._on_reset,
+            h2.SETTINGS: self._on_settings,
+            h2.PUSH_PROMISE: self._on_push,
+            h2.PING: self._on_ping,
+            h2.GOAWAY: self._on_goaway,
+            h2.WINDOW_UPDATE: self._on_window,
+        }
+
+    # what the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client came."""
+        self._transport = cast(asyncio.Transport, transport)
+        self.output = Output(self._transport, self.door, self._finished)
+        door, limits = self.door, self.limits
+        full = len(door.connections) >= limits.connections
+        door.connections.add(self)
+        values = {
+            h2.MAX_CONCURRENT_STREAMS: limits.streams,
+            h2.INITIAL_WINDOW_SIZE: limits.stream_window_bytes,
+            h2.MAX_FRAME_SIZE: limits.frame_bytes,
+            h2.MAX_HEADER_LIST_SIZE: limits.header_bytes,
+        }
+        grown = limits.window_bytes - self._window
+        self._window = limits.window_bytes
+        self.output.write(h2.settings(values) + (h2.window_update(0, grown) if grown > 0 else b""))
+        if full or door.draining:
+            self._fail(ConnectionFault(Code.REFUSED_STREAM, "the server has as many connections as it takes"))
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came: act on the frames that are complete, and let all that they lead to leave in one write."""
+        self.heard = self.door.loop.time()
+        if self._ended:
+            return
+        if self._rest:
+            data = self._rest + data
+        self.output.corked = True
+        try:
+            self._rest = data[self._frames(data) :]
+        except ConnectionFault as fault:
+            self._fail(fault)
+        except Exception:
+            LOGGER.exception("a connection failed")
+            self._fail(ConnectionFault(Code.INTERNAL_ERROR, "the server failed on this connection"))
+        finally:
+            self.output.corked = False
+            self.output.flush()
+        if self._refusing and not self.streams:
+            self._close()
+
+    def eof_received(self) -> bool:
+        """The client has gone, as far as gRPC is concerned."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone, and with it what it asked."""
+        self.door.connections.discard(self)
+        self._transport = None
+        self._drop_streams()
+
+    def pause_writing(self) -> None:
+        """The client does not read: nothing more is written, and nothing more read that would have to be answered."""
+        self.output.paused, self._since = True, self.door.loop.time()
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self.output.paused = False
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+            self.output.pump()
+
+    # frames
+
+    def _frames(self, data: bytes) -> int:
+        """Act on the whole frames in `data`; returns how many bytes they are."""
+        at, end, longest = 0, len(data), self.limits.frame_bytes
+        if not self._preface:
+            if not data.startswith(h2.PREFACE):
+                if h2.PREFACE.startswith(data):
+                    return 0
+                raise ConnectionFault(Code.PROTOCOL_ERROR, "this port speaks HTTP/2 (gRPC) only")
+            self._preface, at = True, len(h2.PREFACE)
+        unpack = h2.unpack_head
+        while end - at >= 9:
+            high, low, kind, flags, number = unpack(data, at)
+            length, number = high << 8 | low, number & h2.MAX_STREAM_ID
+            if length > longest:
+                raise ConnectionFault(Code.FRAME_SIZE_ERROR, f"a frame has {length} bytes, at most {longest} are read")
+            start, stop = at + 9, at + 9 + length
+            if stop > end:
+                break
+            at = stop
+            if self._block is not None and (kind != h2.CONTINUATION or number != self._block[0]):
+                raise ConnectionFault(Code.PROTOCOL_ERROR, "a header block is not continued")
+            if not self._settled and kind != h2.SETTINGS:
+                raise ConnectionFault(Code.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+            try:
+                if kind == h2.DATA:
+                    self._on_data(number, flags, data, start, stop)
+                elif kind == h2.HEADERS:
+                    self._on_headers(number, flags, data[start:stop])
+                elif kind == h2.CONTINUATION:
+                    self._on_continuation(flags, data[start:stop])
+                else:
+                    self._cost(1)
+                    control = self._controls.get(kind)
+                    if control is not None:  # unknown frames are passed over
+                        control(number, flags, data[start:stop])
+            except StreamFault as fault:
+                self._cost(_RESET_COST)
+                self.reset(fault.stream, fault.code)
+        return at
+
+    def _on_data(self, number: int, flags: int, data: bytes, start: int, stop: int) -> None:
+        length = stop - start
+        limits = self.limits
+        self._window -= length
+        if self._window < limits.window_bytes >> 1:
+            if self._window < 0:
+                raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
+            self.output.write(h2.window_update(0, limits.window_bytes - self._window))
+            self._window = limits.window_bytes
+        if flags & h2.PADDED:
+            if not length or data[start] >= length:
+                raise ConnectionFault(Code.PROTOCOL_ERROR, "padding is longer than its frame")
+            stop -= data[start]
+            start += 1
+        ended = flags & h2.END_STREAM
+        if stop - start < 16 and not ended:
+            self._cost(1)
+        stream = self.streams.get(number)
+        if stream is None:
+            self._closed_stream(number)
+            return
+        if not stream.remote_open:
+            raise StreamFault(number, Code.STREAM_CLOSED)
+        stream.receive_window -= length
+        if stream.receive_window < 0:
+            raise StreamFault(number, Code.FLOW_CONTROL_ERROR)
+        if ended:
+            stream.remote_open = False
+        elif stream.reading:
+            self.open_window(stream)
+        piece = memoryview(data)[start:stop] if stop - start > _VIEW_BYTES else data[start:stop]
+        stream.received(piece, not stream.remote_open)
+
+    def open_window(self, stream: Stream) -> None:
+        """Let the client send more on `stream`, once half of its window is used."""
+        full = self.limits.stream_window_bytes
+        if stream.receive_window < full >> 1 and stream.remote_open:
+            self.output.write(h2.window_update(stream.id, full - stream.receive_window))
+            stream.receive_window = full
+
+    def _closed_stream(self, number: int) -> None:
+        """A frame came for a stream that is not open: late if we ended it, else a fault."""
+        if number > self._last or not number & 1:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, f"stream {number} is not open")
+        self._cost(1)
+        if number not in self._gone:
+            raise StreamFault(number, Code.STREAM_CLOSED)
+
+    def _on_headers(self, number: int, flags: int, block: bytes) -> None:
+        start, stop = 0, len(block)
+        if flags & h2.PADDED:
+            if not block or block[0] >= stop:
+                raise ConnectionFault(Code.PROTOCOL_ERROR, "padding is longer than its frame")
+            start, stop = 1, stop - block[0]
+        if flags & h2.HAS_PRIORITY:
+            if stop - start < 5:
+                raise ConnectionFault(Code.FRAME_SIZE_ERROR, "a HEADERS frame is too short")
+            start += 5
+        if not number & 1:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, f"a client cannot open stream {number}")
+        if start or stop != len(block):
+            block = block[start:stop]
+        if flags & h2.END_HEADERS:
+            self._on_block(number, block, bool(flags & h2.END_STREAM))
+        else:
+            self._block = number, flags, bytearray(block), 0
+
+    def _on_continuation(self, flags: int, more: bytes) -> None:
+        if self._block is None:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "CONTINUATION follows no header block")
+        number, first, block, count = self._block
+        block += more
+        if count >= self.limits.continuations or len(block) > self.limits.header_bytes:
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "a header block is too long")
+        self._cost(1)
+        self._block = number, first, block, count + 1
+        if flags & h2.END_HEADERS:
+            self._block = None
+            self._on_block(number, bytes(block), bool(first & h2.END_STREAM))
+
+    def _on_block(self, number: int, block: bytes, ended: bool) -> None:
+        head = self._reader.read(block)  # also where it is of no use: it may change the table
+        stream = self.streams.get(number)
+        if stream is not None:
+            if not stream.remote_open:
+                raise StreamFault(number, Code.STREAM_CLOSED)
+            if not ended or not head.trailer:
+                raise StreamFault(number, Code.PROTOCOL_ERROR)
+            stream.remote_open = False
+            stream.received(b"", True)
+            return
+        if number <= self._last:
+            if number not in self._gone:
+                raise ConnectionFault(Code.STREAM_CLOSED, f"stream {number} was used before")
+            self._cost(1)
+            return
+        self._last = number
+        if len(self.streams) >= self.limits.streams or self._refusing:
+            raise StreamFault(number, Code.REFUSED_STREAM)
+        if head.fault:
+            raise StreamFault(number, Code.PROTOCOL_ERROR)
+        stream = self.door.new_stream(self, number, self.output.stream_window, head)
+        self.streams[number] = stream
+        stream.remote_open = not ended
+        stream.opened()
+
+    # frames that carry nothing
+
+    def _on_priority(self, number: int, _flags: int, payload: bytes) -> None:
+        if not number:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "PRIORITY without a stream")
+        if len(payload) != 5:
+            raise StreamFault(number, Code.FRAME_SIZE_ERROR)
+
+    def _on_push(self, _number: int, _flags: int, _payload: bytes) -> None:
+        raise ConnectionFault(Code.PROTOCOL_ERROR, "a client cannot push")
+
+    def _on_reset(self, number: int, _flags: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "RST_STREAM is not 4 bytes")
+        if number > self._last or not number & 1:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, f"stream {number} is not open")
+        stream = self.streams.get(number)
+        if stream is not None:
+            self._cost(_RESET_COST)
+            self._forget(stream)
+            stream.dropped()
+
+    def _on_settings(self, number: int, flags: int, payload: bytes) -> None:
+        if number or (flags & h2.ACK and not self._settled):
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "SETTINGS belong to the connection")
+        if len(payload) % 6 or (flags & h2.ACK and payload):
+            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "SETTINGS have a wrong length")
+        if flags & h2.ACK:
+            self._acknowledged = True
+            return
+        self._settled = True
+        self._cost(len(payload) // 60)
+        for key, value in h2.read_settings(payload):
+            if key == h2.INITIAL_WINDOW_SIZE:
+                if value > h2.MAX_WINDOW:
+                    raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is too large")
+                self.output.set_stream_window(value, list(self.streams.values()))
+            elif key == h2.MAX_FRAME_SIZE:
+                if not h2.DEFAULT_FRAME <= value <= h2.LARGEST_FRAME:
+                    raise ConnectionFault(Code.PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of range")
+                self.output.frame_bytes = min(value, 4 * h2.DEFAULT_FRAME)
+            elif key == h2.HEADER_TABLE_SIZE:
+                self.output.set_table_size(value)
+            elif key == h2.ENABLE_PUSH and value > 1:
+                raise ConnectionFault(Code.PROTOCOL_ERROR, "ENABLE_PUSH is not 0 or 1")
+        self.output.write(h2.frame(h2.SETTINGS, h2.ACK, 0))
+
+    def _on_ping(self, number: int, flags: int, payload: bytes) -> None:
+        if number:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "PING belongs to the connection")
+        if len(payload) != 8:
+            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "PING is not 8 bytes")
+        if not flags & h2.ACK:
+            self.output.write(h2.frame(h2.PING, h2.ACK, 0, payload))
+        elif payload == _LEAVING and self._leaving_at:
+            self._refuse_more()
+
+    def _on_goaway(self, number: int, _flags: int, payload: bytes) -> None:
+        if number or len(payload) < 8:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "GOAWAY is not one")
+        self._refusing = True
+
+    def _on_window(self, number: int, _flags: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "WINDOW_UPDATE is not 4 bytes")
+        increment = int.from_bytes(payload, "big") & h2.MAX_WINDOW
+        if not number:
+            if not increment:
+                raise ConnectionFault(Code.PROTOCOL_ERROR, "WINDOW_UPDATE by nothing")
+            self.output.widen(increment)
+            return
+        stream = self.streams.get(number)
+        if stream is None:
+            if number > self._last or not number & 1:
+                raise ConnectionFault(Code.PROTOCOL_ERROR, f"stream {number} is not open")
+        elif not increment:
+            raise StreamFault(number, Code.PROTOCOL_ERROR)
+        else:
+            self.output.widen_stream(stream, increment)
+
+    def _cost(self, units: int) -> None:
+        self._budget.spend(units, now=self.heard, done=self._answered + self.output.data_frames)
+
+    # streams that end
+
+    def reset(self, number: int, code: Code) -> None:
+        """End a stream without an answer."""
+        self.output.write(h2.rst_stream(number, code))
+        self._remember(number)
+        stream = self.streams.get(number)
+        if stream is not None:
+            self._forget(stream)
+            stream.dropped()
+
+    def _finished(self, stream: Stream) -> None:
+        """The answer is written."""
+        self._answered += 1
+        if stream.remote_open:  # it need not send the rest
+            self.output.write(h2.rst_stream(stream.id, Code.NO_ERROR))
+            self._remember(stream.id)
+        self._forget(stream)
+
+    def _forget(self, stream: Stream) -> None:
+        if stream.backlog:
+            self.output.drop(stream)
+        if stream.held:
+            stream.hold(-stream.held)
+        self.streams.pop(stream.id, None)
+        if not self.streams and not self.output.corked and self._refusing:
+            self._close()
+
+    def _remember(self, number: int) -> None:
+        """What the client sent on this stream before it heard of its end is passed over."""
+        self._gone[number] = None
+        if len(self._gone) > _REMEMBERED:
+            del self._gone[next(iter(self._gone))]
+
+    def _drop_streams(self) -> None:
+        for stream in list(self.streams.values()):
+            self._forget(stream)
+            stream.dropped()
+
+    # the connection's end
+
+    def check_time(self, now: float) -> None:
+        """Ask, refuse or close if the client has taken longer than it may; `now` is the loop's time."""
+        limits, transport = self.limits, self._transport
+        if transport is None:
+            return
+        if self._ended:
+            if now - self._since > _LINGER_S:
+                transport.abort()
+        elif self.output.paused:
+            if now - self._since > limits.write_s:
+                transport.abort()
+        elif not self._acknowledged and now - self._since > limits.head_s:
+            self._fail(ConnectionFault(Code.SETTINGS_TIMEOUT, "the connection was not opened in time"))
+        elif self._leaving_at and now - self._leaving_at > 1.0 and not self._refusing:
+            self._refuse_more()
+        elif self._asked > self.heard:
+            if now - self._asked > limits.pong_s:
+                transport.abort()
+        elif not self.streams and now - self.heard > limits.idle_s:
+            self._refuse_more()
+        elif now - self.heard > limits.ping_s and not self._asked > self.heard:
+            self._asked = now
+            self.output.write(h2.frame(h2.PING, 0, 0, _ASKING))
+        for stream in list(self.streams.values()):
+            stream.check_time(now)
+
+    def drain(self) -> None:
+        """Take no more calls, answer those that are open, and then close."""
+        if self._transport is None or self._ended or self._leaving_at:
+            return
+        if not self._settled:
+            self._close()
+            return
+        self._leaving_at = self.door.loop.time()
+        self.output.write(h2.goaway(h2.MAX_STREAM_ID, Code.NO_ERROR) + h2.frame(h2.PING, 0, 0, _LEAVING))
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _refuse_more(self) -> None:
+        """The client has heard that we leave: what it opens from now on is not taken."""
+        if not self._refusing:
+            self._refusing = True
+            self.output.write(h2.goaway(self._last, Code.NO_ERROR))
+        if not self.streams and not self.output.corked:
+            self._close()
+
+    def _fail(self, fault: ConnectionFault) -> None:
+        """Say why, and close; what still comes is read and discarded for a while, so that the client sees it."""
+        if self._ended:
+            return
+        self._ended, self._rest = True, b""
+        self._since = self.door.loop.time()
+        self._drop_streams()
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        self.output.write(h2.goaway(self._last, fault.code, str(fault)))
+        self.output.flush()
+        if transport.can_write_eof():
+            transport.write_eof()
+        else:
+            transport.close()
+
+    def _close(self) -> None:
+        self._ended = True
+        if self._transport is not None:
+            self.output.flush()
+            self._transport.close()
