@@ -77,6 +77,7 @@ DEPENDENCIES = (
     Dependency(module="uvloop", distributions=("uvloop",), extra="serve", use="the server's event loop"),
     Dependency(module="matplotlib", distributions=("matplotlib",), extra="bench", use="draws reports/bench.png"),
     Dependency(module="pynvml", distributions=("nvidia-ml-py",), extra="telemetry", use="energy of NVIDIA GPUs"),
+    Dependency(module="zstandard", distributions=("zstandard",), extra="telemetry", use="captures as .tar.zst"),
     Dependency(module="tensorrt", distributions=("tensorrt",), extra="trt", use="runs and builds TensorRT engines"),
     Dependency(
         module="tensorrt_rtx_bindings",
@@ -95,6 +96,8 @@ NEEDS = {
     "bench": ("onnxruntime",),
     "serve": ("onnxruntime", "httptools", "uvloop"),
     "inspect": (),
+    "monitor": (),
+    "board": (),
     "doctor": (),
 }
 """Command -> import names that it cannot do without; "a|b" is either."""

@@ -21,6 +21,8 @@ COMMANDS = {
     "serve": "serve packages over HTTP (Open Inference Protocol v2)",
     "run": "run images, WAV or npz files through a package",
     "inspect": "what is inside a package: variants, layers, FLOPs, bytes",
+    "monitor": "live power, temperature, clocks and throttling",
+    "board": "record a machine's telemetry files, to be replayed elsewhere",
     "doctor": "what this machine has, what is missing, how to fix it",
 }
 """Command -> what it does. Each lives in `edgekit.cli.<command>` as `add_arguments(parser)` and `run(args)`."""

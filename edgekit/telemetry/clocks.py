@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.telemetry.sysfs import Attribute, attribute, by_number, read_int, read_text
+from edgekit.telemetry.sysfs import Attribute, attribute, by_number, read_text
 
 _GPU_NODE = re.compile(r"[0-9a-f]+\.(gpu|gp10b|gv11b|ga10b)|gpu-.*")
 """Devfreq nodes of Jetson GPUs: 57000000.gpu (Nano), 17000000.ga10b (Orin), gpu-gpc-0 (Thor), …"""
@@ -112,12 +112,6 @@ def read_memory_share(file: Attribute) -> float | None:
     if len(sizes) < 2 or int(sizes["MemTotal"]) == 0:
         return None
     return min(1.0, max(0.0, 1 - int(sizes["MemAvailable"]) / int(sizes["MemTotal"])))
-
-
-def nominal_hz(root: Path, cpu: int = 0) -> float | None:
-    """The highest clock that the processor itself offers, whatever is allowed now."""
-    kilohertz = read_int(root / f"sys/devices/system/cpu/cpu{cpu}/cpufreq/cpuinfo_max_freq")
-    return kilohertz * 1000.0 if kilohertz else None
 
 
 def _span(cpus: str) -> str:

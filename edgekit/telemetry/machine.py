@@ -118,4 +118,7 @@ def system(root: Path = Path("/")) -> str:
         match = re.search(r'^PRETTY_NAME="?([^"\n]+)', read_text(root / name) or "", re.MULTILINE)
         if match:
             return match[1]
-    return f"{platform.system()} {platform.release()}"
+    release = read_text(root / "proc/sys/kernel/osrelease")
+    if release is None and root == Path("/"):
+        release = platform.release()
+    return f"Linux {release}" if release else "unknown system"

@@ -194,5 +194,5 @@ class Monitor:
 def _identity(root: Path) -> Identity:
     board = identify(root)
     model = board.model if board is not None else read_text(root / "sys/class/dmi/id/product_name")
-    name = model or machine.cpu(root).model
+    name = model or (machine.cpu(root).model if (root / "proc/cpuinfo").exists() else "unknown machine")
     return Identity(name, machine.system(root), board, read_text(root / ORIGIN_FILE) or "")
