@@ -7,4 +7,7 @@ that every runtime can run a file that uses it. This package imports nothing of 
 from __future__ import annotations
 
 DOMAIN = "edgekit"
-"""The ONNX domain of every operator here."""
+"""The ONNX domain of every operator here, and the namespace of its TensorRT plugin."""
+
+ENTRY_POINTS = "edgekit.plugins"
+"""The entry point group through which other packages add operators."""
