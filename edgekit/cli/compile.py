@@ -158,6 +158,11 @@ class _Report:
 
         assert isinstance(step, Step)
         name, before = self._last
+        if name != engine and not self._live:
+            self._last = (engine, step.elapsed_s)
+            sys.stderr.write(f"{engine}: building\n")
+            sys.stderr.flush()
+            return
         if name == engine and step.elapsed_s - before < (0.1 if self._live else self.EVERY_S):
             return
         self._last = (engine, step.elapsed_s)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit._lazy import require
-from edgekit.graphs import infer_shapes, opset_of
+from edgekit.graphs import infer_shapes, opset_of, subgraphs
 from edgekit.quantize.graph import Graph
+from edgekit.quantize.half_bodies import Conversion, halve_bodies
 from edgekit.tensors import Array
 
 if TYPE_CHECKING:
@@ -80,7 +81,18 @@ def half_model(model: onnx.ModelProto, *, floats: Collection[str] = (), kind: Ha
         if any(name in n.input for n in graph.nodes) or name in graph.outputs or name in graph.captured:
             graph.node("Cast", [inner], [name], to=_FLOAT)
     graph.refresh()
-    return graph.model()
+    out = graph.model()
+    bodies = body_types(model)
+    if bodies:
+        how = Conversion(
+            types={**types, **bodies},
+            to=kind.onnx,
+            can=lambda n: n.name not in floats and can_be_half(n, opset, kind),
+            takes=lambda n, i: takes_half(n, i, opset, kind),
+            fresh=graph.fresh,
+        )
+        halve_bodies(out.graph, how)
+    return out
 
 
 def rounded_model(model: onnx.ModelProto, *, floats: Collection[str] = (), kind: Half = FP16) -> onnx.ModelProto:
@@ -157,6 +169,17 @@ def _schema(node: Any, opset: int) -> Any:
         return onnx.defs.get_schema(node.op_type, opset, "")
     except Exception:  # SchemaError: an operator that ONNX does not define
         return None
+
+
+def body_types(model: onnx.ModelProto) -> dict[str, int]:
+    """ONNX element type of each tensor in the bodies of control flow, as far as it can be inferred."""
+    if not any(n.op_type == "If" for n in model.graph.node):
+        return {}
+    out: dict[str, int] = {}
+    for graph in list(subgraphs(infer_shapes(model).graph))[1:]:
+        out.update((v.name, int(v.type.tensor_type.elem_type)) for v in (*graph.output, *graph.value_info))
+        out.update((t.name, int(t.data_type)) for t in graph.initializer)
+    return out
 
 
 def types_of(model: onnx.ModelProto) -> dict[str, int]:

@@ -7,21 +7,18 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.engine.build import Step, build_engine
 from edgekit.engine.inspect import EngineLayers, intended_precisions, summary_of
 from edgekit.engine.options import BuildOptions
-from edgekit.engine.profiles import Range, profiles_for
+from edgekit.engine.profiles import Range
 from edgekit.engine.trt_module import TrtModule
 from edgekit.errors import BackendError, ModelError, UnsupportedOperatorError, UsageError
-from edgekit.export.onnx_import import onnx_from_file
-from edgekit.graphs import model_specs
 from edgekit.quantize.fp16 import half_model
 from edgekit.quantize.prepare import prepared
-from tests.data import ROOT, data_path
+from tests.data import ROOT
 from tests.engine.conftest import saved
 from tests.quantize.nets import conv_net, model_of, random
 
@@ -166,94 +163,6 @@ def test_what_needs_a_gpu_says_so(rtx: TrtModule, tmp_path: Path) -> None:
     asked = BuildOptions(profiles=FREE.profiles, refit=True)
     with pytest.raises(BackendError, match="needs an NVIDIA GPU"):
         build_engine(path, module=rtx, sm=86, options=asked)
-
-
-def attention() -> onnx.ModelProto:
-    """One encoder layer of a transformer: (batch, 16, 32), 4 heads."""
-    node = helper.make_node
-    weights = {n: random(32, 32, scale=0.2, seed=i) for i, n in enumerate(("q", "k", "v", "o"))}
-    weights |= {"up": random(32, 64, scale=0.2, seed=5), "down": random(64, 32, scale=0.2, seed=6)}
-    weights |= {"g": np.ones(32, np.float32), "b": np.zeros(32, np.float32), "scale": np.float32(8**-0.5)}
-    weights |= {"heads": np.array([0, 16, 4, 8], np.int64), "flat": np.array([0, 16, 32], np.int64)}
-    nodes = []
-    for name, perm in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
-        nodes += [
-            node("MatMul", ["x", name], [f"{name}1"], name=f"{name}_proj"),
-            node("Reshape", [f"{name}1", "heads"], [f"{name}2"]),
-            node("Transpose", [f"{name}2"], [f"{name}3"], perm=perm),
-        ]
-    nodes += [
-        node("MatMul", ["q3", "k3"], ["s1"], name="scores"),
-        node("Mul", ["s1", "scale"], ["s2"]),
-        node("Softmax", ["s2"], ["s3"], axis=-1),
-        node("MatMul", ["s3", "v3"], ["a1"], name="mix"),
-        node("Transpose", ["a1"], ["a2"], perm=[0, 2, 1, 3]),
-        node("Reshape", ["a2", "flat"], ["a3"]),
-        node("MatMul", ["a3", "o"], ["a4"], name="o_proj"),
-        node("Add", ["a4", "x"], ["r1"]),
-        node("LayerNormalization", ["r1", "g", "b"], ["n1"], axis=-1),
-        node("MatMul", ["n1", "up"], ["f1"], name="ffn_up"),
-        node("Relu", ["f1"], ["f2"]),
-        node("MatMul", ["f2", "down"], ["f3"], name="ffn_down"),
-        node("Add", ["f3", "n1"], ["y"]),
-    ]
-    return model_of(nodes, weights, {"x": ("batch", 16, 32)}, ["y"])
-
-
-def lstm() -> onnx.ModelProto:
-    """A bidirectional LSTM of 8 steps: (8, batch, 16)."""
-    weights = {"w": random(2, 64, 16, scale=0.3), "r": random(2, 64, 16, scale=0.3), "b": random(2, 128, scale=0.1)}
-    node = helper.make_node("LSTM", ["x", "w", "r", "b"], ["y"], name="lstm", hidden_size=16, direction="bidirectional")
-    return model_of([node], weights, {"x": (8, "batch", 16)}, ["y"])
-
-
-def generator() -> onnx.ModelProto:
-    """A GAN's generator: a vector of 16 to a picture of 3x16x16 through transposed convolutions."""
-    node = helper.make_node
-    nodes = [
-        node("Reshape", ["x", "shape"], ["v"]),
-        node("ConvTranspose", ["v", "w1"], ["c1"], name="up1", strides=[4, 4]),
-        node("Relu", ["c1"], ["a1"]),
-        node("ConvTranspose", ["a1", "w2"], ["c2"], name="up2", strides=[2, 2]),
-        node("LeakyRelu", ["c2"], ["a2"]),
-        node("ConvTranspose", ["a2", "w3"], ["c3"], name="up3", strides=[2, 2]),
-        node("Tanh", ["c3"], ["y"]),
-    ]
-    weights = {"w1": random(16, 16, 4, 4, scale=0.2), "w2": random(16, 8, 2, 2), "w3": random(8, 3, 2, 2)}
-    weights["shape"] = np.array([0, 16, 1, 1], np.int64)
-    return model_of(nodes, weights, {"x": ("batch", 16)}, ["y"])
-
-
-@pytest.mark.parametrize("sm", [75, 120])
-@pytest.mark.parametrize(
-    ("make", "shape"), [(attention, (1, 16, 32)), (lstm, (8, 1, 16)), (generator, (1, 16))], ids=lambda p: str(p)
-)
-def test_transformer_lstm_and_generator_compile(
-    rtx: TrtModule, tmp_path: Path, make: object, shape: tuple[int, ...], sm: int
-) -> None:
-    assert callable(make)
-    model = half_model(make())
-    free = shape.index(1)
-    large = tuple(8 if i == free else d for i, d in enumerate(shape))
-    options = BuildOptions(profiles=({"x": Range(min=shape, opt=large, max=large)},))
-    built = build_engine(saved(model, tmp_path / "net.onnx"), module=rtx, sm=sm, options=options)
-    assert built.data
-    assert any(layer.precision == "fp16" for layer in built.layers)
-
-
-@pytest.mark.parametrize("sm", [75, 86])
-@pytest.mark.parametrize(
-    "name",
-    ["clf_squeezenet11/squeezenet11_fp32.onnx", "det_ultraface/version-RFB-320.onnx", "style_fns/candy.onnx"],
-)
-def test_real_models_compile_in_half_precision(rtx: TrtModule, tmp_path: Path, name: str, sm: int) -> None:
-    plain, _ = onnx_from_file(data_path(name), opset=17)
-    model = half_model(prepared(plain))
-    options = BuildOptions(profiles=profiles_for(model_specs(model)[0], [], {}))
-    built = build_engine(saved(model, tmp_path / "net.onnx"), module=rtx, sm=sm, options=options)
-    summary = summary_of(EngineLayers(layers=built.layers, intended=intended_precisions(model)))
-    assert set(summary.products) == {"fp16"}
-    assert summary.intended == summary.products
 
 
 def test_a_standard_body_stands_in_for_a_custom_operator(rtx: TrtModule, tmp_path: Path) -> None:

@@ -1,21 +1,13 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.engine.apply import compile_package
 from edgekit.engine.conditions import conditions_resolved
 from edgekit.engine.profiles import parse_shapes
-from edgekit.engine.trt_module import TrtModule
-from edgekit.graphs import load_model
-from edgekit.package import Package
 from edgekit.runtime.ort import OrtSession
-from tests.data import data_path
-from tests.quantize.packages import package_of
 
 node = helper.make_node
 BATCH = [parse_shapes("x:1x4..2x4..8x4")]
@@ -99,13 +91,3 @@ def test_a_model_without_conditions_is_the_same_object() -> None:
     graph = helper.make_graph([node("Relu", ["x"], ["y"])], "g", [value("x", [4])], [value("y", [4])])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     assert conditions_resolved(model, [])[0] is model
-
-
-def test_the_real_speech_model_compiles(rtx: TrtModule, tmp_path: Path) -> None:
-    """silero's nested conditions ask for ranks and lengths; TensorRT-RTX fails on them as they are."""
-    model = load_model(data_path("audio_silero_vad/silero_vad_16k_op15.onnx"))
-    package = package_of(tmp_path / "silero.edge", model, defaults={"sr": 16000})
-    assert isinstance(package, Package)
-    shapes = [parse_shapes("input:1x576,state:2x1x128")]
-    package, made = compile_package(package, ["sm_86"], variants=["fp32"], profiles=shapes)
-    assert package.file(made[0].file).stat().st_size > 100_000
