@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edgekit.preprocess import ImagePreprocess as ImagePreprocess
     from edgekit.recipe import ModelSpec as ModelSpec
     from edgekit.runtime.select import open_session as open_session
+    from edgekit.telemetry.measure import measure_energy as measure_energy
     from edgekit.tensors import TensorSpec as TensorSpec
 
 _HOME = {
@@ -24,6 +25,7 @@ _HOME = {
     "Package": "edgekit.package",
     "TensorSpec": "edgekit.tensors",
     "load_weights": "edgekit.export.weights",
+    "measure_energy": "edgekit.telemetry.measure",
     "open_session": "edgekit.runtime.select",
 }
 

@@ -35,11 +35,32 @@ class Energy:
 
 
 @dataclass(frozen=True, slots=True)
+class Active:
+    """What a window took above idle: `active_j` ± `uncertainty_j`; `idle_j` is the share of doing nothing."""
+
+    active_j: float
+    idle_j: float
+    uncertainty_j: float
+    idle_power_w: float
+
+
+@dataclass(frozen=True, slots=True)
 class Unresolved:
     """No figure: `reason` says why; `repeats_needed` is how many times the work would resolve it, where more helps."""
 
     reason: str
     repeats_needed: int | None = None
+
+
+def above_idle(energy: Energy, idle: Energy) -> Active:
+    """`energy` without what the machine takes anyway, measured over another window by the same sensor.
+
+    The errors of both windows are added: that of the idle power grows with the length of the other window. An active
+    energy below its uncertainty, or below 0, says that the work cannot be told from doing nothing.
+    """
+    idle_j = idle.power_w * energy.duration_s
+    idle_error_j = idle.uncertainty_j / idle.duration_s * energy.duration_s
+    return Active(energy.energy_j - idle_j, idle_j, energy.uncertainty_j + idle_error_j, idle.power_w)
 
 
 def update_period(samples: Sequence[Sample]) -> float | None:
@@ -136,15 +157,34 @@ def _by_power(
 ) -> tuple[float, float]:
     """Energy and uncertainty by trapezoid.
 
-    The uncertainty is one period at the ends, and what may have happened between two readings, taken from their
-    difference: for independent readings of standard deviation s this is two standard errors, 2 s T sqrt(n).
+    The uncertainty is one period at the ends, and what may have happened between two renewals, taken from their
+    difference: for independent values of standard deviation s this is two standard errors, 2 s T sqrt(n).
     """
+    points = renewals(points, period_s)
     inside = [(t, p) for t, p in points if start_s < t < end_s]
     line = [(start_s, _power_at(points, start_s)), *inside, (end_s, _power_at(points, end_s))]
     energy_j = sum((tb - ta) * (pa + pb) / 2 for (ta, pa), (tb, pb) in itertools.pairwise(line))
     scatter_j = math.sqrt(2 * sum(((pb - pa) * (tb - ta)) ** 2 for (ta, pa), (tb, pb) in itertools.pairwise(line)))
     edges_j = max(energy_j / (end_s - start_s), line[0][1], line[-1][1]) * period_s
     return energy_j, edges_j + scatter_j
+
+
+def renewals(points: Sequence[tuple[float, float]], period_s: float) -> list[tuple[float, float]]:
+    """The points of a power signal that was read more often than it is renewed, one a renewal where it changed.
+
+    A value that stands for a while is a line from where it was first seen to one period before the next value:
+    without that, a jump would look as short as the readings are close, and its uncertainty too small.
+    """
+    out: list[tuple[float, float]] = []
+    for i, (t, power) in enumerate(points):
+        if out and power == out[-1][1]:
+            if i == len(points) - 1:
+                out.append((t, power))
+            continue
+        if out and (held_s := min(points[i - 1][0], t - period_s)) > out[-1][0]:  # lost readings leave a longer slope
+            out.append((held_s, out[-1][1]))
+        out.append((t, power))
+    return out
 
 
 def _power_at(points: Sequence[tuple[float, float]], t_s: float) -> float:

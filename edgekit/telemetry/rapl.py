@@ -16,6 +16,22 @@ PERIOD_S = 0.001
 """The counters advance about once a millisecond (Intel SDM, volume 3B, 15.10)."""
 
 
+class Unwrapped:
+    """A counter that wraps, from zero at the first reading on. It must be read at least once a wrap."""
+
+    def __init__(self, modulus: int) -> None:
+        self._modulus = modulus
+        self._last: int | None = None
+        self.total = 0
+
+    def add(self, raw: int) -> int:
+        """The total after the reading `raw`."""
+        if self._last is not None:
+            self.total += (raw - self._last) % self._modulus
+        self._last = raw
+        return self.total
+
+
 class RaplZone:
     """One counter, from zero at the first reading on, wraparound taken out."""
 
@@ -25,9 +41,7 @@ class RaplZone:
         range_uj = read_int(folder / "max_energy_range_uj")
         if range_uj is None or range_uj <= 0:
             raise SensorError(f"RAPL: '{folder.name}' gives no max_energy_range_uj, so its wraps cannot be told.")
-        self._modulus = range_uj + 1
-        self._last: int | None = None
-        self._total_uj = 0
+        self._counter = Unwrapped(range_uj + 1)
         self.name = read_text(folder / "name") or folder.name
 
     def read_j(self) -> float:
@@ -36,10 +50,7 @@ class RaplZone:
             raw = int(read_text_or_raise(self._file))
         except (OSError, ValueError) as error:
             raise SensorError(f"RAPL: counter '{self.name}' cannot be read any more ({error}).") from error
-        if self._last is not None:
-            self._total_uj += (raw - self._last) % self._modulus
-        self._last = raw
-        return self._total_uj / 1e6
+        return self._counter.add(raw) / 1e6
 
 
 class RaplSensor:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol, runtime_checkable
 
-from edgekit.errors import SensorError, UsageError
+from edgekit.errors import SensorError
+from edgekit.telemetry.sampler import PATIENCE_S, Sampler
 
 Source = Literal["counter", "rapl", "rail", "power"]
 Part = Literal["cpu", "gpu", "board", "platform"]
@@ -105,18 +105,15 @@ class Recorder:
         samples = recorder.samples(0)
 
     Each sensor is read at entry and, one update period after the body, at exit, so that the samples cover it. A
-    sensor that fails is dropped; `dropped` keeps the sentence by its position.
+    sensor that fails, or does not answer, is dropped; `dropped` keeps the sentence by its position.
     """
 
     def __init__(self, sensors: Sequence[Sensor], *, interval_s: float = 0.05) -> None:
         """`interval_s` is the pause between readings. Raises UsageError if it is not positive."""
-        if interval_s <= 0:
-            raise UsageError(f"A recorder's interval must be positive, got {interval_s} s.")
         self._sensors = tuple(sensors)
-        self._interval_s = interval_s
         self._samples: list[list[Sample]] = [[] for _ in sensors]
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="edgekit-recorder", daemon=True)
+        self._sampler = Sampler(self._read_all, interval_s=interval_s, keep=1)
+        self._reading: int | None = None
         self.dropped: dict[int, str] = {}
 
     def samples(self, index: int) -> tuple[Sample, ...]:
@@ -124,8 +121,7 @@ class Recorder:
         return tuple(self._samples[index])
 
     def __enter__(self) -> Recorder:
-        self._read_all()
-        self._thread.start()
+        self._sampler.start()
         return self
 
     def __exit__(
@@ -133,20 +129,19 @@ class Recorder:
     ) -> None:
         if error is None and self._sensors:
             time.sleep(max(s.period_s for s in self._sensors))
-        self._stop.set()
-        self._thread.join()
-        if error is None:
-            self._read_all()
-
-    def _loop(self) -> None:
-        while not self._stop.wait(self._interval_s):
-            self._read_all()
+        if not self._sampler.stop() and (stuck := self._reading) is not None:
+            for index in range(stuck, len(self._sensors)):  # those after it were waiting for it
+                self.dropped.setdefault(
+                    index, f"{self._sensors[stuck].name} did not answer for {PATIENCE_S:.0f} s, so it is not used."
+                )
 
     def _read_all(self) -> None:
         for index, sensor in enumerate(self._sensors):
             if index in self.dropped:
                 continue
+            self._reading = index
             try:
                 self._samples[index].append(sensor.read())
             except SensorError as error:
                 self.dropped[index] = str(error)
+        self._reading = None

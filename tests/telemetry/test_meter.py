@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from edgekit.telemetry import Energy, Sample, Unresolved, energy_between, update_period
+from edgekit.telemetry.meter import above_idle, renewals
+from edgekit.telemetry.rapl import Unwrapped
 
 Signal = Callable[[np.ndarray], np.ndarray]
 STEP_S = 0.0005
@@ -92,6 +94,85 @@ def test_a_counter_is_within_its_uncertainty(kind: str, period_s: float, poll_s:
 def test_power_readings_are_within_their_uncertainty(kind: str) -> None:
     share = share_within(kind, lambda power, rng: (power_samples(power, rng, period_s=0.1), 0.1), loosest=1)
     assert share >= 0.95
+
+
+def wrapped_counter(power: Signal, rng: np.random.Generator) -> tuple[list[Sample], float]:
+    """A RAPL-like counter in microjoules that wraps several times a second, unwrapped again."""
+    modulus = int(rng.integers(8_000_000, 30_000_000))
+    counter, first = Unwrapped(modulus), int(rng.integers(0, modulus))
+    samples = counter_samples(power, rng, period_s=0.001, poll_s=rng.uniform(0.01, 0.05))
+    raw = [(first + round((s.energy_j or 0.0) * 1e6)) % modulus for s in samples]
+    assert sum(b < a for a, b in pairwise(raw)) > 0
+    return [Sample(s.t_s, energy_j=counter.add(r) / 1e6) for s, r in zip(samples, raw)], 0.001
+
+
+def slow_counter(power: Signal, rng: np.random.Generator) -> tuple[list[Sample], float]:
+    """A GPU's energy counter, renewed every 100 ms or so."""
+    period_s = rng.uniform(0.02, 0.12)
+    return counter_samples(power, rng, period_s=period_s, poll_s=rng.uniform(0.01, 0.05)), period_s
+
+
+def power_sensor(power: Signal, rng: np.random.Generator, *, seen: float, period_s: float) -> list[Sample]:
+    """A sensor that shows the mean of the last part (`seen`, in periods) of the period before, read at random times,
+    often several times a renewal; readings are lost, sometimes many in a row."""
+    phase, poll_s = rng.uniform(0, period_s), rng.uniform(0.2, 1.0) * period_s
+    t, out = -0.5, []
+    while t < 4.5:
+        renewed = math.floor((t - phase) / period_s) * period_s + phase
+        shown = float(power(np.linspace(renewed - seen * period_s, renewed, 12)).mean())
+        out.append(Sample(t, power_w=shown))
+        t += poll_s * rng.uniform(0.8, 1.2) * (1 if rng.random() > 0.03 else rng.uniform(2, 5))
+    return out
+
+
+def instant(power: Signal, rng: np.random.Generator) -> tuple[list[Sample], float]:
+    """25 of every 100 ms, as on A100 and H100."""
+    return power_sensor(power, rng, seen=0.25, period_s=0.1), 0.1
+
+
+def rail(power: Signal, rng: np.random.Generator) -> tuple[list[Sample], float]:
+    """A power monitor that averages over its whole period."""
+    period_s = rng.uniform(0.02, 0.12)
+    return power_sensor(power, rng, seen=1.0, period_s=period_s), period_s
+
+
+SENSORS = (wrapped_counter, slow_counter, instant, rail)
+SIGNALS = ("constant", "step", "sine", "spikes")
+
+
+def test_the_error_is_within_the_uncertainty_in_95_of_100_random_trials() -> None:
+    """1,000 trials over signals, sensors, rates of reading, lost readings and windows."""
+    hits = dict.fromkeys((s.__name__ for s in SENSORS), 0)
+    loose = []
+    for seed in range(1000):
+        rng = np.random.default_rng(seed)
+        power, make = signal(SIGNALS[seed % 4], rng), SENSORS[seed // 4 % 4]
+        samples, period_s = make(power, rng)
+        start_s = rng.uniform(0, 1)
+        end_s = start_s + rng.uniform(1.5, 3)
+        found = energy_between(samples, start_s=start_s, end_s=end_s, period_s=period_s, source="rail", scope="x")
+        assert isinstance(found, Energy)
+        hits[make.__name__] += abs(found.energy_j - integral(power, start_s, end_s)) <= found.uncertainty_j
+        loose.append(found.uncertainty_j / found.energy_j)
+    assert sum(hits.values()) >= 950, hits
+    assert min(hits.values()) >= 0.95 * 250 - 5, hits
+    assert np.median(loose) < 0.08, "an uncertainty that is always large would say nothing"
+
+
+def test_a_jump_counts_with_the_sensors_period_however_often_it_is_read() -> None:
+    points = [(t / 100, 10.0 if t < 50 else 30.0) for t in range(100)]  # read every 10 ms, renewed every 100 ms
+    assert renewals(points, 0.1) == [(0.0, 10.0), (pytest.approx(0.4), 10.0), (0.5, 30.0), (0.99, 30.0)]
+    each = [(t / 10, float(t)) for t in range(5)]
+    assert renewals(each, 0.1) == each
+    lost = [(0.0, 1.0), (0.1, 1.0), (0.9, 2.0)]
+    assert renewals(lost, 0.1) == lost
+
+
+def test_what_the_machine_takes_anyway_is_told_apart() -> None:
+    idle = Energy(20.0, 1.0, 4.0, "rail", "module rail VDD_IN")
+    active = above_idle(Energy(150.0, 3.0, 10.0, "rail", "module rail VDD_IN"), idle)
+    assert (active.idle_power_w, active.idle_j, active.active_j) == (5.0, 50.0, 100.0)
+    assert active.uncertainty_j == pytest.approx(3.0 + 1.0 / 4 * 10)
 
 
 def test_constant_power_is_exact_and_its_uncertainty_is_at_least_one_update() -> None:

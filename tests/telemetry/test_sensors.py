@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -75,3 +76,22 @@ def test_this_machine_has_sensors_or_sentences() -> None:
     found = find_sensors()
     assert found.sensors or found.reasons
     assert all(reason.endswith((".", ")", "'", "/")) for reason in found.reasons)
+
+
+def test_a_sensor_that_hangs_is_dropped_and_the_end_does_not_wait_for_it() -> None:
+    release = threading.Event()
+
+    class Hanging(Stepper):
+        def read(self) -> Sample:
+            if self.lives < 10**9:
+                release.wait(30)
+            return super().read()
+
+    hanging = Hanging()
+    hanging.name, hanging.period_s = "hanging", 0.01
+    start_s = time.monotonic()
+    with Recorder([hanging], interval_s=0.01) as recorder:
+        time.sleep(0.05)
+    assert time.monotonic() - start_s < 4
+    assert "hanging did not answer" in recorder.dropped[0]
+    release.set()
