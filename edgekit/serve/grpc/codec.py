@@ -7,6 +7,7 @@ repeats from request to request with a steady client, and is understood once.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,6 +33,9 @@ _MAX_PLAN_BYTES = 4096
 _MAX_VARINT = 10
 _RAW_INPUT, _RAW_OUTPUT = 7 << 3 | 2, 6 << 3 | 2
 
+PREFIX = struct.Struct(">BI")
+"""Before each message on the wire: whether it is compressed, and its length."""
+
 Message: TypeAlias = "bytes | bytearray | memoryview"
 Find: TypeAlias = Callable[[str, str], Model]
 
@@ -49,8 +53,9 @@ _CONTENTS = {
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What the bytes before the first raw tensor mean. `tensors`: name, numpy type, shape, where in the message.
+    """What a message's prefix and its bytes before the first raw tensor mean.
 
+    `tensors`: name, numpy type, shape, and where in the framed message they are.
     `between` are the bytes that must stand between raw tensors, with their places.
     """
 
@@ -81,6 +86,19 @@ class InferReader:
         self._plans: dict[bytes, _Plan] = {}
         self._cuts: dict[int, int] = {}
 
+    def recall(self, framed: Message) -> tuple[Model, InferRequest] | None:
+        """What a message with its prefix asks, if another like it was read before."""
+        cut = self._cuts.get(len(framed))
+        plan = None if cut is None else self._plans.get(bytes(framed[:cut]))
+        if plan is None or plan.size != len(framed):
+            return None
+        model = plan.model
+        if self._find(model.name, plan.version) is not model:  # it was replaced
+            self._plans.clear()
+            return None
+        request = plan.read(framed)
+        return None if request is None else (model, request)
+
     def read(self, message: Message) -> tuple[Model, InferRequest]:
         """The model that `message` asks and what it asks.
 
@@ -88,14 +106,6 @@ class InferReader:
             InputError: the message does not keep the protocol.
             RequestError: no such model (404), or the part that is not raw tensors is too long (413).
         """
-        cut = self._cuts.get(len(message))
-        if cut is not None:
-            plan = self._plans.get(bytes(message[:cut]))
-            if plan is not None and plan.size == len(message):
-                if self._find(plan.model.name, plan.version) is not plan.model:  # it was replaced
-                    self._plans.clear()
-                elif (known := plan.read(message)) is not None:
-                    return plan.model, known
         head, raws, offsets = split(memoryview(message))
         request = _parsed(head)
         model = self._find(request.model_name, request.model_version)
@@ -114,21 +124,22 @@ class InferReader:
         plain = all(v.dtype.kind in "iuf" and v.size for v in values) and not request.shared and not request.id
         if not plain or len(offsets) != len(values) or not offsets or offsets[0] > _MAX_PLAN_BYTES:
             return
-        tensors, between, at = [], [], offsets[0]
+        tensors, between, at, shift = [], [], offsets[0], PREFIX.size
         for (name, value), offset in zip(request.feed.items(), offsets):
             if offset > at:
-                between.append((at, bytes(message[at:offset])))
-            tensors.append((name, value.dtype, value.shape, offset))
+                between.append((at + shift, bytes(message[at:offset])))
+            tensors.append((name, value.dtype, value.shape, offset + shift))
             at = offset + value.nbytes
         if at != len(message):
             return
         if len(self._plans) >= _MAX_PLANS:
             self._plans.clear()
             self._cuts.clear()
-        head = bytes(message[: offsets[0]])
-        self._cuts[len(message)] = len(head)
+        size = len(message) + shift
+        head = PREFIX.pack(0, len(message)) + bytes(message[: offsets[0]])
+        self._cuts[size] = len(head)
         self._plans[head] = _Plan(
-            len(message), model, version, tuple(tensors), tuple(between), request.outputs, request.parameters
+            size, model, version, tuple(tensors), tuple(between), request.outputs, request.parameters
         )
 
 
@@ -311,30 +322,44 @@ def _array_from_contents(name: str, dtype: DType, shape: tuple[int, ...], conten
 
 def encode_response(response: InferResponse) -> tuple[list[bytes | memoryview], int]:
     """The parts of a ModelInferResponse, and their bytes together. All outputs are raw."""
+    raws, first, heads, _ = _response_parts(response)
+    parts: list[bytes | memoryview] = [first]
+    if response.id:
+        text = response.id.encode()
+        parts += (b"\x1a" + varint(len(text)), text)
+    for head, raw in zip(heads, raws):
+        parts += (head, raw)
+    return parts, sum(map(len, parts))
+
+
+def encode_framed(response: InferResponse) -> tuple[list[bytes | memoryview], int]:
+    """As `encode_response`, with the prefix of a message that is not compressed."""
+    if not response.id and response.outputs:
+        raws, _, heads, opening = _response_parts(response)
+        parts: list[bytes | memoryview] = [opening, raws[0]]
+        for head, raw in zip(heads[1:], raws[1:]):
+            parts += (head, raw)
+        return parts, PREFIX.unpack_from(opening)[1] + PREFIX.size
+    parts, size = encode_response(response)
+    return [PREFIX.pack(0, size), *parts], PREFIX.size + size
+
+
+def _response_parts(response: InferResponse) -> tuple[list[bytes | memoryview], bytes, list[bytes], bytes]:
+    """The raw tensors, what stands before the id, before each tensor, and before the first if there is no id."""
     raws: list[bytes | memoryview] = []
     tensors = []
     for out in response.outputs:
         raw = b"" if out.place is not None else raw_from_array(out.datatype, out.value)
         raws.append(raw)
         tensors.append((out.name, out.datatype, out.value.shape, len(raw), out.place))
-    first, heads = _response_heads(response.model, response.version, tuple(tensors))
-    parts: list[bytes | memoryview] = [first]
-    size = len(first)
-    if response.id:
-        text = response.id.encode()
-        parts += (b"\x1a" + varint(len(text)), text)
-        size += len(parts[1]) + len(text)
-    for head, raw in zip(heads, raws):
-        parts += (head, raw)
-        size += len(head) + len(raw)
-    return parts, size
+    return raws, *_response_heads(response.model, response.version, tuple(tensors))
 
 
 @lru_cache(maxsize=256)
 def _response_heads(
     model: str, version: str, tensors: tuple[tuple[str, str, tuple[int, ...], int, Place | None], ...]
-) -> tuple[bytes, list[bytes]]:
-    """What stands before the id, and before each raw tensor. `tensors`: name, datatype, shape, bytes, place."""
+) -> tuple[bytes, list[bytes], bytes]:
+    """What of an answer repeats. `tensors`: name, datatype, shape, bytes, place."""
     answer = schema().message("ModelInferResponse")
     described = answer()
     for name, datatype, shape, _, place in tensors:
@@ -346,7 +371,10 @@ def _response_heads(
     heads = [bytes((_RAW_OUTPUT,)) + varint(size) for *_, size, _ in tensors]  # one for each, also where it is empty
     if heads:
         heads[0] = described.SerializeToString() + heads[0]
-    return answer(model_name=model, model_version=version).SerializeToString(), heads
+    first = answer(model_name=model, model_version=version).SerializeToString()
+    size = len(first) + sum(map(len, heads)) + sum(size for *_, size, _ in tensors)
+    opening = PREFIX.pack(0, size) + first + (heads[0] if heads else b"")
+    return first, heads, opening
 
 
 def varint(value: int) -> bytes:

@@ -11,18 +11,20 @@ from typing import Any, TypeAlias
 
 from edgekit._lazy import require
 from edgekit.errors import InputError
-from edgekit.serve.app import Answer, App
+from edgekit.serve.app import Answer, App, Cancel
 from edgekit.serve.compress import compress, decompress
-from edgekit.serve.grpc.call import Call, StreamCall, UnaryCall
+from edgekit.serve.grpc.call import Call, UnaryCall
 from edgekit.serve.grpc.codec import InferReader, Message, varint
 from edgekit.serve.grpc.route import STREAM, Route, route_of
-from edgekit.serve.grpc.route import Answer as MethodAnswer
 from edgekit.serve.grpc.schema import schema
 from edgekit.serve.grpc.service import Service
+from edgekit.serve.grpc.streaming import StreamCall
 from edgekit.serve.h2.connection import Connection
 from edgekit.serve.h2.door import H2Door
 from edgekit.serve.h2.headers import Head
 from edgekit.serve.h2.limits import Limits
+from edgekit.serve.messages import InferRequest
+from edgekit.serve.model import Model
 from edgekit.serve.worker import Post
 
 OFFLOAD_BYTES = 32 << 10
@@ -38,7 +40,7 @@ class GrpcDoor(H2Door):
         require("hpack", why="serve over gRPC")
         super().__init__(limits=limits, loop=loop)
         self._app, self._post = app, post
-        self._reader = InferReader(app.repository.find)
+        self.reader = InferReader(app.repository.find)
         self._methods = Service(app).methods()
         self._pool: ThreadPoolExecutor | None = None
         messages = schema()
@@ -55,18 +57,20 @@ class GrpcDoor(H2Door):
         kind = StreamCall if route.method == STREAM else UnaryCall
         return kind(connection, stream_id, send_window, route, self)
 
-    def infer(self, message: Message, answer: Answer) -> None:
-        """Run the inference in `message` and call `answer` with what became of it, now or later."""
+    def read_and_infer(self, message: Message, answer: Answer) -> Cancel | None:
+        """Run the inference in `message` and call `answer` with what became of it, now or later.
+
+        What is returned gives it up while it waits.
+        """
         try:
-            model, request = self._reader.read(message)
-            self._app.infer(model, request, answer, self._post, time.perf_counter_ns())
+            return self.infer(*self.reader.read(message), answer)
         except Exception as error:
             answer(error)
+            return None
 
-    def answer(self, method: str | MethodAnswer, message: Message) -> bytes:
-        """The response to a call that is no inference."""
-        assert callable(method)
-        return bytes(method(message))
+    def infer(self, model: Model, request: InferRequest, answer: Answer) -> Cancel | None:
+        """Run `request`; as `read_and_infer`."""
+        return self._app.infer(model, request, answer, self._post, time.perf_counter_ns())
 
     def stream_answer(self, parts: Parts, size: int) -> tuple[Parts, int]:
         """An answer of `parts` as a message of a stream, marked as the only one to its request."""

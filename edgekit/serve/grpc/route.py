@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from edgekit.serve.grpc.status import CallError, Status, error_block, http_block
 from edgekit.serve.h2.headers import Head
 
-Answer: TypeAlias = Callable[[Any], Any]
+Answer: TypeAlias = Callable[[Any], bytes]
 """Answers one request message with a response message, at once."""
 
 INFER, STREAM = "infer", "stream"
@@ -22,21 +22,31 @@ _ENCODINGS = ("", "gzip", "deflate")
 
 
 @dataclass(frozen=True, slots=True)
+class Later:
+    """A method that takes its time: `ask` takes a request message and a function to be called with the response."""
+
+    ask: Callable[[Any, Callable[[bytes | Exception], None]], None]
+
+
+Method: TypeAlias = "str | Answer | Later"
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """What to do with a call.
 
-    `method` is INFER, STREAM, or answers a message; `refusal` is the header block of an answer that is known already.
+    `method` is INFER, STREAM, or answers a message. `refusal` is the header block of an answer that is known already.
     `statuses` says that an error ends a stream of inferences instead of being one of its messages.
     """
 
-    method: str | Answer = ""
+    method: Method = ""
     timeout_s: float | None = None
     encoding: str = ""
     statuses: bool = False
     refusal: bytes | None = None
 
 
-def route_of(head: Head, methods: Mapping[bytes, str | Answer]) -> Route:
+def route_of(head: Head, methods: Mapping[bytes, Method]) -> Route:
     """The route of a call; `methods` by their path."""
     headers = head.headers
     if head.method != b"POST":

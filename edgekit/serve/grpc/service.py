@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from edgekit._lazy import require
 from edgekit.errors import InputError
 from edgekit.serve.app import App
-from edgekit.serve.grpc.route import INFER, STREAM, Answer
-from edgekit.serve.grpc.schema import Method, schema
+from edgekit.serve.grpc import schema as schemas
+from edgekit.serve.grpc.route import INFER, STREAM, Answer, Later, Method
 from edgekit.serve.grpc.status import CallError, Status
 from edgekit.serve.messages import RequestError
 
@@ -23,30 +25,36 @@ class Service:
     def __init__(self, app: App) -> None:
         self._app = app
 
-    def methods(self) -> dict[bytes, str | Answer]:
+    def methods(self) -> dict[bytes, Method]:
         """Every method by its path: INFER, STREAM, or a function of the request's bytes that gives the response's."""
-        out: dict[bytes, str | Answer] = {}
-        for path, method in schema().methods.items():
+        out: dict[bytes, Method] = {}
+        for path, method in schemas.schema().methods.items():
             name = path.rpartition(b"/")[2].decode()
             if name == "ModelInfer":
                 out[path] = INFER
             elif name == "ModelStreamInfer":
                 out[path] = STREAM
+            elif name in ("RepositoryModelLoad", "RepositoryModelUnload"):
+                out[path] = self._later(method, getattr(self, _snake(name)))
             else:
                 out[path] = self._answer(method, getattr(self, _snake(name)))
         return out
 
-    def _answer(self, method: Method, question: Callable[[Any], Mapping[str, Any]]) -> Answer:
+    def _answer(self, method: schemas.Method, question: Callable[[Any], Mapping[str, Any]]) -> Answer:
         """`question` takes the request and gives the response's fields, in the words of the protocol's JSON."""
 
         def answer(data: Any) -> bytes:
-            try:
-                request = method.request.FromString(bytes(data))
-            except Exception:  # protobuf's own error, whose class depends on its implementation
-                raise InputError(f"The message is not a {method.request.DESCRIPTOR.name}.") from None
-            return bytes(_filled(method.response(), question(request)).SerializeToString())
+            return bytes(_filled(method.response(), question(_parsed(method, data))).SerializeToString())
 
         return answer
+
+    def _later(self, method: schemas.Method, order: Callable[[Any, Callable[[Exception | None], None]], None]) -> Later:
+        """`order` takes the request and calls back when it is carried out; the response says nothing more."""
+
+        def ask(data: Any, respond: Callable[[bytes | Exception], None]) -> None:
+            order(_parsed(method, data), lambda error: respond(b"" if error is None else error))
+
+        return Later(ask)
 
     def _server_live(self, _request: Any) -> Mapping[str, Any]:
         return {"live": True}
@@ -76,15 +84,12 @@ class Service:
     def _repository_index(self, request: Any) -> Mapping[str, Any]:
         return {"models": self._app.repository_index(ready_only=request.ready)}
 
-    def _repository_model_load(self, request: Any) -> Mapping[str, Any]:
-        raise CallError(
-            Status.UNIMPLEMENTED, f"Models are loaded when the server starts; '{request.model_name}' cannot be added."
-        )
+    def _repository_model_load(self, request: Any, done: Callable[[Exception | None], None]) -> None:
+        self._app.load(request.model_name, _load_options(request.parameters), done)
 
-    def _repository_model_unload(self, request: Any) -> Mapping[str, Any]:
-        raise CallError(
-            Status.UNIMPLEMENTED, f"Models stay until the server ends; '{request.model_name}' cannot be removed."
-        )
+    def _repository_model_unload(self, request: Any, done: Callable[[Exception | None], None]) -> None:
+        dependents = request.parameters["unload_dependents"].bool_param if request.parameters else False
+        self._app.unload(request.model_name, done, dependents=dependents)
 
     def _system_shared_memory_status(self, request: Any) -> Mapping[str, Any]:
         return {"regions": {r["name"]: r for r in self._app.memory.status(request.name)}}
@@ -128,6 +133,26 @@ class Service:
         if request.service not in _HEALTH_SERVICES:
             raise CallError(Status.NOT_FOUND, f"Service '{request.service}' is not served here; there is {SERVICE}.")
         return {"status": "SERVING" if self._app.ready else "NOT_SERVING"}
+
+
+def _parsed(method: schemas.Method, data: Any) -> Any:
+    try:
+        return method.request.FromString(bytes(data))
+    except Exception:  # protobuf's own error, whose class depends on its implementation
+        raise InputError(f"The message is not a {method.request.DESCRIPTOR.name}.") from None
+
+
+def _load_options(parameters: Any) -> Mapping[str, Any] | None:
+    """Options of a load request, as the parameters have them: one `config` in JSON."""
+    for name in parameters:
+        if name != "config":
+            raise InputError(f"Parameter '{name}' is not taken by this server, whose packages are on its disk.")
+    if "config" not in parameters:
+        return None
+    try:
+        return msgspec.json.decode(parameters["config"].string_param, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise InputError(f"Parameter 'config' is not an object in JSON: {error}.") from None
 
 
 def _filled(message: Any, fields: Mapping[str, Any]) -> Any:

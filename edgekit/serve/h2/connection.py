@@ -22,6 +22,7 @@ _ASKING = b"are you?"
 _LINGER_S = 2.0
 _RESET_COST = 5
 _REMEMBERED = 512
+_PLAIN = (h2.END_HEADERS, h2.END_HEADERS | h2.END_STREAM)
 _VIEW_BYTES = 1024  # pieces of a body above this are passed on without a copy
 
 
@@ -164,6 +165,8 @@ class Connection(asyncio.Protocol):
             try:
                 if kind == h2.DATA:
                     self._on_data(number, flags, data, start, stop)
+                elif kind == h2.HEADERS and flags in _PLAIN:
+                    self._on_block(number, data[start:stop], flags & h2.END_STREAM)
                 elif kind == h2.HEADERS:
                     self._on_headers(number, flags, data[start:stop])
                 elif kind == h2.CONTINUATION:
@@ -236,12 +239,9 @@ class Connection(asyncio.Protocol):
             if stop - start < 5:
                 raise ConnectionFault(Code.FRAME_SIZE_ERROR, "a HEADERS frame is too short")
             start += 5
-        if not number & 1:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, f"a client cannot open stream {number}")
-        if start or stop != len(block):
-            block = block[start:stop]
+        block = block[start:stop]
         if flags & h2.END_HEADERS:
-            self._on_block(number, block, bool(flags & h2.END_STREAM))
+            self._on_block(number, block, flags & h2.END_STREAM)
         else:
             self._block = number, flags, bytearray(block), 0
 
@@ -256,10 +256,11 @@ class Connection(asyncio.Protocol):
         self._block = number, first, block, count + 1
         if flags & h2.END_HEADERS:
             self._block = None
-            self._on_block(number, bytes(block), bool(first & h2.END_STREAM))
+            self._on_block(number, bytes(block), first & h2.END_STREAM)
 
-    def _on_block(self, number: int, block: bytes, ended: bool) -> None:
-        head = self._reader.read(block)  # also where it is of no use: it may change the table
+    def _on_block(self, number: int, block: bytes, ended: int) -> None:
+        # decoded also where it is of no use: it may change the table
+        head = self._reader.known.get(block) or self._reader.read(block)
         stream = self.streams.get(number)
         if stream is not None:
             if not stream.remote_open:
@@ -274,14 +275,16 @@ class Connection(asyncio.Protocol):
                 raise ConnectionFault(Code.STREAM_CLOSED, f"stream {number} was used before")
             self._cost(1)
             return
+        if not number & 1:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, f"a client cannot open stream {number}")
         self._last = number
         if len(self.streams) >= self.limits.streams or self._refusing:
             raise StreamFault(number, Code.REFUSED_STREAM)
         if head.fault:
             raise StreamFault(number, Code.PROTOCOL_ERROR)
-        stream = self.door.new_stream(self, number, self.output.stream_window, head)
-        self.streams[number] = stream
-        stream.remote_open = not ended
+        self.streams[number] = stream = self.door.new_stream(self, number, self.output.stream_window, head)
+        if ended:
+            stream.remote_open = False
         stream.opened()
 
     # frames that carry nothing
@@ -384,7 +387,10 @@ class Connection(asyncio.Protocol):
         if stream.remote_open:  # it need not send the rest
             self.output.write(h2.rst_stream(stream.id, Code.NO_ERROR))
             self._remember(stream.id)
-        self._forget(stream)
+        if stream.held or self._refusing:
+            self._forget(stream)
+        else:
+            del self.streams[stream.id]
 
     def _forget(self, stream: Stream) -> None:
         if stream.backlog:

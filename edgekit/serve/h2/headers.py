@@ -44,14 +44,14 @@ class HeaderReader:
     """Decodes the header blocks of one connection.
 
     A block's meaning depends on the connection's dynamic table. A steady client's blocks repeat byte for byte and leave
-    that table alone, so they are remembered until a block changes it.
+    that table alone, so they are remembered (`known`) until a block changes it.
     """
 
     def __init__(self, *, max_list_bytes: int) -> None:
         self._hpack = require("hpack", why="serve over gRPC")
         self._decoder = self._hpack.Decoder(max_header_list_size=max_list_bytes)
         self._table = self._decoder.header_table
-        self._cache: dict[bytes, Head] = {}
+        self.known: dict[bytes, Head] = {}
 
     def read(self, block: bytes) -> Head:
         """The head in `block`.
@@ -59,7 +59,7 @@ class HeaderReader:
         Raises:
             ConnectionFault: the block cannot be decoded, or is too long; the table is not known any more.
         """
-        head = self._cache.get(block)
+        head = self.known.get(block)
         if head is not None:
             return head
         entries = self._table.dynamic_entries
@@ -73,11 +73,11 @@ class HeaderReader:
         head = head_of(fields)
         entries = self._table.dynamic_entries  # an insertion makes a new first entry, a resize another size
         if len(entries) != count or self._table.maxsize != size or (entries and entries[0] is not first):
-            self._cache.clear()
+            self.known.clear()
         elif len(block) <= _MAX_CACHED_BYTES:
-            if len(self._cache) >= _MAX_CACHED:
-                self._cache.clear()
-            self._cache[block] = head
+            if len(self.known) >= _MAX_CACHED:
+                self.known.clear()
+            self.known[block] = head
         return head
 
 

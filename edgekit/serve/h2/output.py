@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 from edgekit.serve.h2.frames import (
@@ -25,6 +26,16 @@ from edgekit.serve.h2.stream import Stream
 
 _FLUSH_BYTES = 64 << 10
 _JOIN_BYTES = 32 << 10  # below this, one copy is quicker than a list of buffers
+
+
+@lru_cache(maxsize=256)
+def _opening(head: int, body: int, trailers: int) -> tuple[bytes, bytes, bytes]:
+    """How the three frames of an answer begin, up to their stream, by the bytes in each."""
+    return (
+        frame_head(head, HEADERS, END_HEADERS, 0)[:5],
+        frame_head(body, DATA, 0, 0)[:5],
+        frame_head(trailers, HEADERS, END_HEADERS | END_STREAM, 0)[:5],
+    )
 
 
 class Shared(Protocol):
@@ -62,7 +73,9 @@ class Output:
         if not pieces:
             return
         self._pieces = []
-        if sum(map(len, pieces)) < _JOIN_BYTES:
+        if len(pieces) == 1:
+            self._transport.write(pieces[0])
+        elif sum(map(len, pieces)) < _JOIN_BYTES:
             self._transport.write(b"".join(pieces))
         else:
             self._transport.writelines(pieces)
@@ -78,17 +91,11 @@ class Output:
             self.send(stream, parts, size)
             self.end(stream, trailers)
             return
-        number = stream.id
+        number = stream.id.to_bytes(4, "big")
         self.window -= size
         self.data_frames += 1
-        self._pieces += (
-            frame_head(len(head), HEADERS, END_HEADERS, number),
-            head,
-            frame_head(size, DATA, 0, number),
-            *parts,
-            frame_head(len(trailers), HEADERS, END_HEADERS | END_STREAM, number),
-            trailers,
-        )
+        start, data, end = _opening(len(head), size, len(trailers))
+        self._pieces.append(b"".join((start, number, head, data, number, *parts, end, number, trailers)))
         self._finished(stream)
         if not self.corked:
             self.flush()

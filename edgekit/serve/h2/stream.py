@@ -19,19 +19,14 @@ class Stream:
     something last moved, by the loop's clock. `held`: bytes of incoming messages that this stream keeps.
     """
 
-    __slots__ = (
-        *("backlog", "connection", "held", "id", "pending", "reading", "receive_window", "remote_open"),
-        *("send_window", "since", "trailers"),
-    )
+    reading = remote_open = True
+    pending: deque[memoryview] | None = None
+    backlog = held = 0
+    trailers: bytes | None = None
 
     def __init__(self, connection: Connection, stream_id: int, send_window: int) -> None:
-        self.connection, self.id = connection, stream_id
-        self.remote_open = self.reading = True
+        self.connection, self.id, self.send_window = connection, stream_id, send_window
         self.receive_window = connection.limits.stream_window_bytes
-        self.send_window = send_window
-        self.pending: deque[memoryview] | None = None
-        self.backlog = self.held = 0
-        self.trailers: bytes | None = None
         self.since = connection.heard
 
     # what happens, for a door's class to say
