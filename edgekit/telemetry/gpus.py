@@ -170,8 +170,11 @@ def find_gpus() -> tuple[list[GpuBoard], str]:
     nvml, handles = opened
     boards = []
     for handle in handles:
-        board = GpuBoard(nvml, handle)
-        now = board.read()
+        try:
+            board = GpuBoard(nvml, handle)
+            now = board.read()
+        except SensorError as error:
+            return [], str(error)
         if any(v is not None for v in (now.power_w, now.temp_c, now.clock_hz, now.load)):
             boards.append(board)
     return boards, "" if boards else "NVML: the driver supports no reading of this GPU."

@@ -96,12 +96,13 @@ class Monitor:
         self._memory = Attribute(root / "proc/meminfo")
         self._problems: dict[str, str] = {}
         self._last_energy: dict[str, tuple[float, float]] = {}
-        own = root == Path("/")
+        board = self.identity.board
+        by_nvml = root == Path("/") and (board is None or board.family == "Thor")  # other Jetsons' NVML tells nothing
         self._boards: list[GpuBoard]
-        self._boards, gpu_reason = find_gpus() if own else ([], "")
+        self._boards, gpu_reason = find_gpus() if by_nvml else ([], "")
         rapl = find_rapl(root)
         self._rapl = [s for s in rapl.sensors if isinstance(s, RaplSensor)]
-        cpu_reasons = rapl.reasons if self.identity.board is None else ()  # a Jetson has rails instead
+        cpu_reasons = rapl.reasons if board is None else ()  # a Jetson has rails instead
         self.reasons = tuple(r for r in (*cpu_reasons, gpu_reason) if r)
         self._throttles = {s.cause: s for s in find_throttles(root)}
         self._discover()

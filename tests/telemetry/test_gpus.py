@@ -69,5 +69,11 @@ print(counts, now.problems)
     )
 
 
+def test_a_gpu_that_is_lost_from_the_start_is_a_sentence(tmp_path: Path) -> None:
+    code = "from edgekit.telemetry.monitor import Monitor\nm = Monitor()\nprint(m.read().gpus, m.reasons[-1])"
+    out = run_with_stub(tmp_path, code, LOST_AFTER=0)
+    assert out == "() NVML: a GPU has fallen off the bus. Restart the machine."
+
+
 def test_mig_instances_are_listed_under_their_board(tmp_path: Path) -> None:
     assert run_with_stub(tmp_path, READ + "print(gpu.mig)", MIG=2) == "('MIG-77000000-0', 'MIG-77000000-1')"
