@@ -16,7 +16,7 @@ from edgekit.errors import BackendError, ModelError, UnsupportedOperatorError
 from edgekit.runtime.devices import parse_device
 from edgekit.runtime.ort_bound import BoundRunner, can_bind
 from edgekit.runtime.ort_providers import check_started, preload_libraries, providers_for, run_error
-from edgekit.tensors import UNNAMED_DIMS, Feed, Tensors, TensorSpec, check_feed, dtype_of
+from edgekit.tensors import UNNAMED_DIMS, Feed, FeedChecker, Tensors, TensorSpec, dtype_of
 
 _TYPE_NAMES = {
     "tensor(float)": "float32",
@@ -102,6 +102,7 @@ class OrtSession:
         check_started(providers, self._session.get_providers(), place)
         self._inputs = tuple(_spec(i) for i in self._session.get_inputs())
         self._outputs = tuple(_spec(o) for o in self._session.get_outputs())
+        self._check = FeedChecker(self._inputs)
         self._output_names = [o.name for o in self._outputs]
         self._raw_bfloat16 = any(s.dtype == "bfloat16" for s in (*self._inputs, *self._outputs))
         self._variant = variant
@@ -153,7 +154,7 @@ class OrtSession:
         """Run once; see `Session.run`."""
         if self._session is None:
             raise BackendError("This session is closed. Open a new one.")
-        checked = check_feed(feed, self._inputs)
+        checked = self._check(feed)
         try:
             if self._bound is not None:
                 return self._bound.run(checked)

@@ -23,7 +23,7 @@ LOGGER = logging.getLogger(__name__)
 
 _STATUS_LINES = {
     status: f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()
-    for status in (200, 400, 404, 405, 408, 413, 414, 415, 417, 431, 500, 503)
+    for status in (200, 400, 403, 404, 405, 408, 413, 414, 415, 417, 431, 500, 503, 504)
 }
 _SINGLE = frozenset(
     (
@@ -36,6 +36,9 @@ _SINGLE = frozenset(
     )
 )
 _USED = _SINGLE | {b"accept-encoding"}
+
+GONE_S = 0.25
+"""A client that closed its sending side is taken for gone if its request still waits for its turn after so long."""
 
 _IDLE, _HEAD, _BODY = range(3)
 _JOIN_BYTES = 64 << 10  # below this, one copy is quicker than a list of buffers
@@ -168,13 +171,19 @@ class Connection(asyncio.Protocol):
         return b""
 
     def eof_received(self) -> bool:
-        """The client has sent all it will; it still gets its answers."""
+        """The client has sent all it will; it still gets its answers, unless it would wait long for them.
+
+        A client that is gone and one that only closed its sending side look the same from here.
+        """
         self._eof = True
+        if self._answering is not None:
+            self._door.loop.call_later(GONE_S, self._give_up)
         return bool(self._ready or self._answering is not None) and not self._lingering
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone, and with it what it asked."""
         self._door.connections.discard(self)
+        self._give_up()
         self._transport = self._answering = None
         self._ready.clear()
         self._drop_body()
@@ -274,6 +283,11 @@ class Connection(asyncio.Protocol):
         )
         self._drop_body()
         self._state, self._continue = _IDLE, False
+
+    def _give_up(self) -> None:
+        """The client is gone: what it asked need not be run, if it still waits."""
+        if self._answering is not None and self._answering.cancel is not None and self._answering.cancel():
+            self.abort()
 
     # answering
 

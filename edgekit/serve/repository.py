@@ -1,208 +1,120 @@
-"""Models that are served: opened from packages, warmed, self-tested, and found by name."""
+"""The served models by name and version, and the state of those that are not served (any more, or yet)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from edgekit.errors import UsageError
-from edgekit.manifest import Variant
-from edgekit.package import MANIFEST, Package
-from edgekit.runtime.select import choose, open_session
-from edgekit.runtime.session import Session
 from edgekit.serve.messages import RequestError
-from edgekit.serve.reader import RequestReader
-from edgekit.serve.selftest import self_test
-from edgekit.serve.stats import Stats
-from edgekit.serve.worker import INLINE_S, QUEUE_LIMIT, Cost, Worker, measure
-from edgekit.tensors import Array, Feed, dtype_of, take_samples
+from edgekit.serve.model import Model
 
-SMALL_MODEL_BYTES = 1_000_000
-"""A model file below this is tried on one thread first: if a run is short, more threads only slow it down."""
-
-PLATFORMS = {"onnx": "onnxruntime_onnx", "tensorrt": "tensorrt_plan", "tensorrt-rtx": "tensorrt_rtx"}
+READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
 
 
-class Model:
-    """One served model: a session with its name, and what requests may leave out.
-
-    `sample` is a feed that the model is warmed and measured with; without one, every run goes to the model's thread.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        *,
-        name: str,
-        version: str = "1",
-        reason: str = "given",
-        platform: str = "onnxruntime_onnx",
-        labels: Sequence[str] = (),
-        defaults: Mapping[str, Array] | None = None,
-        states: Mapping[str, str] | None = None,
-        sample: Feed | None = None,
-        cost: Cost | None = None,
-        queue_limit: int = QUEUE_LIMIT,
-    ) -> None:
-        self.session = session
-        self.name, self.version = name, version
-        self.reason, self.platform = reason, platform
-        self.labels = tuple(labels)
-        self.defaults = dict(defaults or {})
-        self.states = dict(states or {})
-        self.inputs, self.outputs = session.inputs, session.outputs
-        self.input_specs = {s.name: s for s in self.inputs}
-        self.output_specs = {s.name: s for s in self.outputs}
-        self.datatypes = {s.name: dtype_of(s.dtype).oip for s in self.outputs}
-        self.reader = RequestReader(self.input_specs)
-        self.stats = Stats()
-        if cost is None and sample is not None:
-            cost = measure(session, sample)
-        self.worker = Worker(session, cost=cost, queue_limit=queue_limit)
-
-    def close(self) -> None:
-        """Finish what waits, and release the model."""
-        self.worker.close()
-
-    def __str__(self) -> str:
-        place = "runs where requests are parsed" if self.worker.inline else "runs on its own thread"
-        return f"{self.name}: {self.session.variant} ({self.reason}), {self.session.device}, {place}"
+@dataclass(slots=True)
+class _Entry:
+    model: Model | None
+    state: str
+    reason: str = ""
 
 
-def model_from_package(package: Package, *, variant: str | None = None, threads: int | None = None) -> Model:
-    """Open the best variant of `package` (or `variant`), warm it and test it against the package's samples.
-
-    Raises:
-        UsageError: no such variant, or none that runs here.
-        IntegrityError: a file of the package changed.
-        CheckError: the model's outputs are far from the stored ones.
-    """
-    choice = choose(package, variant)
-    samples = package.samples() if package.manifest.samples is not None else None
-    if samples is not None:
-        samples = replace(samples, inputs={**package.defaults(), **samples.inputs})
-    session, cost = _open(package, choice.variant, threads, samples.inputs if samples else None)
-    reason = choice.reason
-    try:
-        if samples is None:
-            reason += "; not self-tested: the package has no samples"
-        else:
-            self_test(session, samples, precision=choice.variant.precision, name=package.path.name)
-    except BaseException:
-        session.close()
-        raise
-    return Model(
-        session,
-        name=package.name,
-        version=package.manifest.version,
-        reason=reason,
-        platform=PLATFORMS.get(choice.variant.format, choice.variant.format),
-        labels=package.labels(),
-        defaults=package.defaults(),
-        states=package.manifest.states,
-        cost=cost,
-    )
-
-
-def _open(package: Package, variant: Variant, threads: int | None, inputs: Feed | None) -> tuple[Session, Cost | None]:
-    """The session, and what a run of one of its samples costs."""
-    if inputs is None:
-        return open_session(package, variant=variant.id, threads=threads), None
-    one_first = threads is None and variant.bytes < SMALL_MODEL_BYTES
-    session = open_session(package, variant=variant.id, threads=1 if one_first else threads)
-    sample = take_samples(inputs, session.inputs, 0, 1, session.inputs)
-    try:
-        cost = measure(session, sample)
-        if one_first and cost.latency_s > INLINE_S:
-            session.close()
-            session = open_session(package, variant=variant.id, threads=threads)
-            cost = measure(session, sample)
-    except BaseException:
-        session.close()
-        raise
-    return session, cost
-
-
-def package_folders(paths: Iterable[str | Path]) -> list[Path]:
-    """The package folders that `paths` name: packages themselves, and folders that hold packages.
-
-    Raises:
-        UsageError: a folder holds no package.
-        PackageError: raised later by `Package.open` for what is no package at all.
-    """
-    out: list[Path] = []
-    for given in map(Path, paths):
-        if not given.is_dir() or (given / MANIFEST).exists() or given.suffix == ".edge":
-            out.append(given)
-            continue
-        found = sorted(p for p in given.glob("*.edge") if p.is_dir() and not p.name.startswith("."))
-        if not found:
-            raise UsageError(f"Folder '{given}' holds no package (NAME.edge). Make one with: edgekit export RECIPE")
-        out += found
-    return out
-
-
-def load_models(
-    paths: Iterable[str | Path],
-    *,
-    variant: str | None = None,
-    threads: int | None = None,
-    loaded: Callable[[Model], None] = lambda _model: None,
-) -> list[Model]:
-    """Every package of `paths`, ready to serve; `loaded` hears of each.
-
-    Raises:
-        UsageError: two packages have one name, or a folder is empty.
-        PackageError, IntegrityError, CheckError, ...: a package cannot be served; none is then.
-    """
-    packages: dict[str, Package] = {}
-    for folder in package_folders(paths):
-        package = Package.open(folder)
-        if package.name in packages:
-            first = packages[package.name].path
-            raise UsageError(
-                f"'{first}' and '{package.path}' are both named '{package.name}'; a server tells models apart by name. "
-                "Leave one out."
-            )
-        packages[package.name] = package
-    models: list[Model] = []
-    try:
-        for package in packages.values():
-            models.append(model_from_package(package, variant=variant, threads=threads))
-            loaded(models[-1])
-    except BaseException:
-        for model in models:
-            model.close()
-        raise
-    return models
+def version_order(version: str) -> tuple[tuple[int, int, str], ...]:
+    """Sorts versions as people do: 9 before 10, 1.2 before 1.10."""
+    parts = [p for p in re.split(r"(\d+)", version) if p]
+    return tuple((1, int(p), "") if p.isdigit() else (0, 0, p) for p in parts)
 
 
 class Repository:
-    """The models by name."""
+    """The models by name and version. Changed and asked on the server's thread only."""
 
-    def __init__(self, models: Iterable[Model]) -> None:
-        self._models: dict[str, Model] = {}
+    def __init__(self, models: Iterable[Model] = ()) -> None:
+        self._entries: dict[str, dict[str, _Entry]] = {}
+        self._latest: dict[str, Model] = {}
         for model in models:
-            if model.name in self._models:
+            if model.version in self._entries.get(model.name, {}):
                 raise UsageError(f"Two models are named '{model.name}'; a server tells models apart by name.")
-            self._models[model.name] = model
+            self.put(model)
 
     def models(self) -> tuple[Model, ...]:
-        """All models, in the order they were given."""
-        return tuple(self._models.values())
+        """All models that are served, in the order they came."""
+        return tuple(e.model for versions in self._entries.values() for e in versions.values() if e.model is not None)
+
+    def versions(self, name: str) -> list[str]:
+        """The versions of `name` that are served, oldest first."""
+        return sorted((v for v, e in self._entries.get(name, {}).items() if e.model is not None), key=version_order)
 
     def find(self, name: str, version: str = "") -> Model:
-        """The model called `name`, in `version` if one is named. Raises RequestError 404, saying what there is."""
-        model = self._models.get(name)
-        if model is None:
-            known = ", ".join(self._models) or "none"
+        """The model called `name`, in `version` or the latest. Raises RequestError 404, saying what there is."""
+        if not version:
+            latest = self._latest.get(name)
+            if latest is not None:
+                return latest
+        entries = self._entries.get(name)
+        if not entries:
+            known = ", ".join(self._latest) or "none"
             raise RequestError(404, f"Model '{name}' is not served here; this server has {known}.")
-        if version and version != model.version:
-            raise RequestError(404, f"Model '{name}' has no version '{version}' here; it has '{model.version}'.")
+        entry = entries.get(version) if version else next(iter(entries.values()))
+        if entry is not None and entry.model is not None:
+            return entry.model
+        if entry is not None:
+            raise RequestError(404, f"Model '{name}' is not ready: {entry.reason or entry.state.lower()}.")
+        raise RequestError(
+            404, f"Model '{name}' has no version '{version}' here; it has {', '.join(map(repr, entries))}."
+        )
+
+    def put(self, model: Model) -> Model | None:
+        """Serve `model` from now on. Returns the one that it replaces: the same name and version."""
+        entries = self._entries.setdefault(model.name, {})
+        old = entries.get(model.version)
+        entries[model.version] = _Entry(model, READY)
+        self._choose(model.name)
+        return old.model if old is not None else None
+
+    def drop(self, name: str, version: str, reason: str) -> Model | None:
+        """Serve `name` in `version` no longer. Returns the model, if there was one."""
+        entry = self._entries.get(name, {}).get(version)
+        if entry is None:
+            return None
+        model, entry.model = entry.model, None
+        entry.state, entry.reason = UNAVAILABLE, reason
+        self._choose(name)
         return model
+
+    def forget(self, name: str, version: str) -> None:
+        """Leave a model that is not served out of the index."""
+        entries = self._entries.get(name, {})
+        if version in entries and entries[version].model is None:
+            del entries[version]
+            if not entries:
+                del self._entries[name]
+
+    def note(self, name: str, version: str, state: str, reason: str = "") -> None:
+        """Say what becomes of a model; one that is served stays so, with `reason` beside it."""
+        entry = self._entries.setdefault(name, {}).setdefault(version, _Entry(None, state))
+        entry.reason = reason
+        if entry.model is None:
+            entry.state = state
+
+    def index(self, *, ready_only: bool = False) -> list[dict[str, str]]:
+        """Every model with its state and what is to be said of it."""
+        return [
+            {"name": name, "version": version, "state": entry.state, "reason": entry.reason}
+            for name, entries in self._entries.items()
+            for version, entry in sorted(entries.items(), key=lambda item: version_order(item[0]))
+            if entry.state == READY or not ready_only
+        ]
 
     def close(self) -> None:
         """Release every model."""
-        for model in self._models.values():
+        for model in self.models():
             model.close()
+
+    def _choose(self, name: str) -> None:
+        versions = self.versions(name)
+        model = self._entries[name][versions[-1]].model if versions else None
+        if model is None:
+            self._latest.pop(name, None)
+        else:
+            self._latest[name] = model

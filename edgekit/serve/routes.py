@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,10 +14,12 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from edgekit.errors import EdgekitError, InputError
-from edgekit.serve.app import App
+from edgekit.serve.app import App, Cancel, status_of
 from edgekit.serve.codec import encode_response, header_length_of
 from edgekit.serve.compress import MIN_BYTES, accepted, compress, decompress
 from edgekit.serve.messages import InferResponse, RequestError
+from edgekit.serve.metrics import METRICS_TYPE, exposition
+from edgekit.serve.options import load_options
 from edgekit.serve.worker import Post
 
 LOGGER = logging.getLogger(__name__)
@@ -33,7 +35,10 @@ _ERROR_CHARACTERS = 600
 
 @dataclass(slots=True)
 class HttpRequest:
-    """One request as the door read it; header names in lower case, only those that are used."""
+    """One request as the door read it; header names in lower case, only those that are used.
+
+    `cancel` gives it up while it waits, when its client is gone.
+    """
 
     method: bytes
     target: bytes
@@ -42,6 +47,7 @@ class HttpRequest:
     keep_alive: bool = True
     old: bool = False
     arrived_ns: int = 0
+    cancel: Cancel | None = None
 
 
 @dataclass(slots=True)
@@ -60,13 +66,10 @@ Handler: TypeAlias = Callable[[HttpRequest, Respond], None]
 
 def error_response(error: Exception) -> HttpResponse:
     """What the client is told of `error`: its sentence, never a traceback."""
-    status, headers, message = 500, b"", str(error)
-    if isinstance(error, RequestError):
-        status = error.status
-        if error.retry_after_s is not None:
+    status, headers, message = status_of(error), b"", str(error)
+    if isinstance(error, (RequestError, InputError)):
+        if isinstance(error, RequestError) and error.retry_after_s is not None:
             headers = b"Retry-After: %d\r\n" % error.retry_after_s
-    elif isinstance(error, InputError):
-        status = 400
     elif isinstance(error, EdgekitError):
         LOGGER.error("a request failed: %s", error)
     else:
@@ -139,6 +142,14 @@ class Routes:
                 return {"GET": _health(lambda: app.ready)}
             case ["", "v2", "repository", "index"]:
                 return {"POST": self._index}
+            case ["", "v2", "repository", "models", name, "load" | "unload" as what] if name:
+                return {"POST": partial(self._load if what == "load" else self._unload, name)}
+            case ["", "v2", "logging"]:
+                return {"GET": _document(app.logs.document), "POST": _change(app.logs.change)}
+            case ["", "v2", "trace", "setting"]:
+                return {"GET": _document(app.traces.document), "POST": _change(app.traces.change)}
+            case ["", "metrics"]:
+                return {"GET": lambda _request, respond: respond(HttpResponse(200, [exposition(app)], METRICS_TYPE))}
             case ["", "v2", "models", "stats"]:
                 return {"GET": _document(app.statistics)}
             case ["", "v2", "models", name, "versions", version, *rest] if name and version:
@@ -160,6 +171,10 @@ class Routes:
                 return {"GET": _document(partial(app.statistics, name, version))}
             case ["infer"]:
                 return {"POST": partial(self._infer, name, version)}
+            case ["trace", "setting"]:
+                app.repository.find(name, version)
+                change = partial(app.traces.change, model=name)
+                return {"GET": _document(partial(app.traces.document, name)), "POST": _change(change)}
         return None
 
     def _model_ready(self, name: str, version: str, _request: HttpRequest, respond: Respond) -> None:
@@ -178,6 +193,15 @@ class Routes:
                 raise InputError(f"The request is not a repository index request in JSON: {error}.") from None
         respond(_json_response(self._app.repository_index(ready_only=ready_only)))
 
+    def _load(self, name: str, request: HttpRequest, respond: Respond) -> None:
+        self._app.load(name, load_options(_parameters(request.body)), _done(respond))
+
+    def _unload(self, name: str, request: HttpRequest, respond: Respond) -> None:
+        dependents = _parameters(request.body).get("unload_dependents", False)
+        if not isinstance(dependents, bool):
+            raise InputError(f"Parameter unload_dependents is {dependents!r}; expected true or false.")
+        self._app.unload(name, _done(respond), dependents=dependents)
+
     def _infer(self, name: str, version: str, request: HttpRequest, respond: Respond) -> None:
         model = self._app.repository.find(name, version)
         headers = request.headers
@@ -186,7 +210,8 @@ class Routes:
 
         def start(body: bytes) -> None:
             inference = model.reader.read(body, header_length)
-            self._app.infer(model, inference, answer, self._post, request.arrived_ns or time.perf_counter_ns())
+            arrived_ns = request.arrived_ns or time.perf_counter_ns()
+            request.cancel = self._app.infer(model, inference, answer, self._post, arrived_ns)
 
         def answer(result: InferResponse | Exception) -> None:
             try:
@@ -244,6 +269,33 @@ class Routes:
 
 class _IndexRequest(msgspec.Struct):
     ready: bool = False
+
+
+class _ControlRequest(msgspec.Struct):
+    parameters: dict[str, Any] = {}
+
+
+def _parameters(body: bytes) -> dict[str, Any]:
+    """The parameters of a request to load or unload. Raises InputError."""
+    try:
+        return msgspec.json.decode(body, type=_ControlRequest).parameters if body else {}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"The request is not a repository request in JSON: {error}.") from None
+
+
+def _done(respond: Respond) -> Callable[[Exception | None], None]:
+    return lambda error: respond(HttpResponse(200) if error is None else error_response(error))
+
+
+def _change(change: Callable[[Mapping[str, Any]], Any]) -> Handler:
+    def handler(request: HttpRequest, respond: Respond) -> None:
+        try:
+            values = msgspec.json.decode(request.body or b"{}", type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise InputError(f"The request is not a JSON object of settings: {error}.") from None
+        respond(_json_response(change(values)))
+
+    return handler
 
 
 def _path_of(target: bytes) -> str:

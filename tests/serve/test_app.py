@@ -11,7 +11,8 @@ from edgekit.errors import InputError
 from edgekit.runtime.fake import FakeSession
 from edgekit.serve.app import App
 from edgekit.serve.messages import InferRequest, InferResponse, RequestError, WantedOutput
-from edgekit.serve.repository import Model, Repository
+from edgekit.serve.model import Model
+from edgekit.serve.repository import Repository
 from edgekit.tensors import Array, TensorSpec
 
 INPUTS = [TensorSpec("x", "float32", ("n", 2)), TensorSpec("scale", "float32", ())]
@@ -58,7 +59,7 @@ def test_every_fault_is_an_answer() -> None:
     for request, words in (
         (InferRequest({}), "Input 'x' is missing"),
         (InferRequest({"x": x}, outputs=(WantedOutput("z"),)), "'z' is not an output of 'net'; it has y, total"),
-        (InferRequest({"x": x}, parameters={"sequence_id": 4}), "send its state inputs"),
+        (InferRequest({"x": x}, parameters={"sequence_id": 4}), "Begin with sequence_start"),
     ):
         answer = ask(served, request)
         assert isinstance(answer, InputError)

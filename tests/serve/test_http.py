@@ -13,7 +13,7 @@ import pytest
 
 from edgekit.runtime.fake import FakeSession
 from edgekit.serve.http import Limits
-from edgekit.serve.repository import Model
+from edgekit.serve.model import Model
 from edgekit.serve.server import Server
 from edgekit.tensors import Tensors, TensorSpec
 from tests.serve.running import Client, infer_body, tensor

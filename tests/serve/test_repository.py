@@ -9,8 +9,10 @@ import pytest
 
 from edgekit.errors import IntegrityError, PackageError, UsageError
 from edgekit.runtime.fake import FakeSession
+from edgekit.serve.library import load_models, package_folders
 from edgekit.serve.messages import RequestError
-from edgekit.serve.repository import Model, Repository, load_models, package_folders
+from edgekit.serve.model import Model
+from edgekit.serve.repository import Repository
 from tests.serve.packages import copy_with_changed_byte, wide_package
 from tests.tiny import tiny_package
 
@@ -43,7 +45,7 @@ def test_a_small_model_runs_where_requests_are_parsed_and_on_one_thread(tmp_path
 
 
 def test_a_large_model_gets_a_thread_of_its_own(tmp_path: Path) -> None:
-    (model,) = load_models([wide_package(tmp_path / "wide.edge").path], threads=2)
+    (model,) = load_models([wide_package(tmp_path / "wide.edge").path], given={"threads": 2})
     assert not model.worker.inline
     assert "2 threads" in model.session.device
     model.close()
@@ -63,7 +65,7 @@ def test_what_cannot_be_served(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match="does not exist"):
         load_models([tmp_path / "nothing.edge"])
     with pytest.raises(UsageError, match="no variant 'int4'; it has fp32, int8"):
-        load_models([tiny], variant="int4")
+        load_models([tiny], given={"variant": "int4"})
 
 
 def test_models_are_found_by_name_and_version() -> None:

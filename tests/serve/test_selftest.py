@@ -9,7 +9,9 @@ import pytest
 
 from edgekit.errors import CheckError
 from edgekit.package import create
-from edgekit.serve.repository import load_models, model_from_package
+from edgekit.serve.library import load_models
+from edgekit.serve.loading import model_from_package
+from edgekit.serve.options import ModelOptions
 from edgekit.serve.selftest import wrong_output
 from tests.tiny import WEIGHT, tiny_manifest, tiny_model, tiny_package
 
@@ -49,7 +51,7 @@ def test_a_variant_with_other_weights_is_refused_and_its_sibling_is_not(tmp_path
         package = writer.commit()
     with pytest.raises(CheckError, match=r"'int8' of 'tiny.edge' is not served: output 'scores' differs"):
         load_models([package.path])
-    model = model_from_package(package, variant="fp32")
+    model = model_from_package(package, options=ModelOptions(variant="fp32"))
     assert model.session.variant == "fp32"
     model.close()
 

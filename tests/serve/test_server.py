@@ -12,7 +12,8 @@ import pytest
 
 from edgekit.errors import BackendError, EdgekitError, InputError, UsageError
 from edgekit.runtime.fake import FakeSession
-from edgekit.serve.repository import Model
+from edgekit.serve.model import Model
+from edgekit.serve.options import ModelOptions
 from edgekit.serve.server import Server
 from edgekit.tensors import TensorSpec
 from tests.serve.running import Client, infer_body, tensor
@@ -52,7 +53,7 @@ def test_the_server_goes_on_when_the_runtime_fails(latency_s: float, caplog: pyt
 
 
 def test_overload_is_answered_at_once() -> None:
-    model = Model(fake(0.3), name="net", queue_limit=1)
+    model = Model(fake(0.3), name="net", options=ModelOptions(queue_limit=1))
     with Server([model], port=0) as server:
         clients = [Client(server.url) for _ in range(6)]
         for client in clients:

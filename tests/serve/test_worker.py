@@ -13,8 +13,10 @@ import pytest
 
 from edgekit.errors import BackendError
 from edgekit.runtime.fake import FakeSession
+from edgekit.serve.batcher import Policy
 from edgekit.serve.messages import RequestError
-from edgekit.serve.worker import INLINE_S, Cost, Outcome, Worker, measure
+from edgekit.serve.warmup import Cost, measure
+from edgekit.serve.worker import INLINE_S, Outcome, Worker
 from edgekit.tensors import Tensors, TensorSpec
 
 SPECS = ([TensorSpec("x", "float32", ("n",))], [TensorSpec("thread", "int64", ())])
@@ -93,7 +95,7 @@ def test_what_the_runtime_raises_is_an_outcome(cost: Cost | None, failure: Excep
 
 def test_a_full_queue_refuses_at_once() -> None:
     inbox = Inbox()
-    worker = Worker(session(0.2), cost=None, queue_limit=2)
+    worker = Worker(session(0.2), cost=None, policy=Policy(limit=2))
     worker.submit(ONE, inbox.outcomes.append, inbox.post)
     time.sleep(0.05)  # taken by the worker's thread
     for _ in range(2):
@@ -110,10 +112,10 @@ def test_closing_finishes_what_waits() -> None:
     worker = Worker(model, cost=None)
     for _ in range(3):
         worker.submit(ONE, inbox.outcomes.append, inbox.post)
-    worker.close()
+    assert worker.close()
     assert model.calls == inbox.calls.qsize() == 3
-    with pytest.raises(BackendError, match="closed"):
-        model.run(ONE)
+    with pytest.raises(RequestError, match="being replaced or unloaded"):
+        worker.submit(ONE, inbox.outcomes.append, inbox.post)
 
 
 def test_measuring_stops_when_its_time_is_spent() -> None:

@@ -1,0 +1,116 @@
+"""What a model costs, measured before it serves: alone, and with requests joined."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgekit.runtime.session import Session
+from edgekit.serve.joining import Joiner
+from edgekit.tensors import Array, Feed, Tensors, sample_count, take_samples
+
+MAX_ROWS = 32
+"""Rows that are joined at most unless an option says more: beyond, the first of them waits long for the last."""
+
+PAYS = 0.9
+"""Twice the rows must cost less than this much a row, else the smaller batch is as good and quicker."""
+
+MAX_JOINED_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One run as measured at warm-up: how long it took, and how large its feed was.
+
+    `steps` are (bytes, seconds) of larger runs, smallest first.
+    """
+
+    latency_s: float
+    feed_bytes: int
+    steps: tuple[tuple[int, float], ...] = ()
+
+    def of(self, feed: Feed) -> float:
+        """Seconds that `feed` will take, taking time to grow with bytes and never to shrink."""
+        return self.of_bytes(size_of(feed))
+
+    def of_bytes(self, size: int) -> float:
+        """Seconds that a feed of `size` bytes will take."""
+        if size <= self.feed_bytes:
+            return self.latency_s
+        known, latency_s = self.feed_bytes, self.latency_s
+        for known, latency_s in self.steps:
+            if size <= known:
+                return latency_s
+        return latency_s * size / max(1, known)
+
+
+def size_of(feed: Feed) -> int:
+    """Bytes of all tensors in `feed` (8 a string)."""
+    size = 0
+    for value in feed.values():
+        size += value.nbytes
+    return size
+
+
+def measure(session: Session, feed: Feed, *, runs: int = 15, budget_s: float = 0.03) -> Cost:
+    """The median latency of `session` on `feed`: at most `runs` runs, fewer once `budget_s` is spent."""
+    session.run(feed)
+    return Cost(_median_s(session, feed, runs=runs, budget_s=budget_s), size_of(feed))
+
+
+def _median_s(session: Session, feed: Feed, *, runs: int, budget_s: float) -> float:
+    times: list[float] = []
+    while len(times) < runs and sum(times) < budget_s:
+        start = time.perf_counter()
+        session.run(feed)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def measure_joined(
+    session: Session, joiner: Joiner, inputs: Feed, cost: Cost, *, budget_s: float = 0.06
+) -> tuple[int, Cost]:
+    """How many rows are worth joining (1: none are), and the cost with what larger runs take.
+
+    `inputs` are samples. Rows are doubled while a row gets cheaper and `budget_s` lasts. A model whose rows come out
+    differently in company (dynamic quantization, statistics over the batch) is not joined.
+    """
+    if not joiner.joinable or session.outputs == ():
+        return 1, cost
+    count = sample_count(inputs, session.inputs)
+    alone = [joiner.check(take_samples(inputs, session.inputs, i, i + 1, session.inputs)) for i in range(min(2, count))]
+    best, per_row_s, steps, spent_s, rows = 1, cost.latency_s, [], 0.0, 2
+    while rows <= MAX_ROWS and rows * cost.feed_bytes <= MAX_JOINED_BYTES:
+        if spent_s + 3 * rows * per_row_s > budget_s:
+            break
+        parts = [alone[i % len(alone)] for i in range(rows)]
+        if any(p.key is None or p.key != parts[0].key for p in parts):
+            return 1, cost
+        feed = joiner.join(parts)
+        start = time.perf_counter()
+        together = joiner.split(session.run(feed), parts)
+        if rows == 2 and not all(_same(together[i], session.run(p.feed)) for i, p in enumerate(parts)):
+            return 1, cost
+        latency_s = _median_s(session, feed, runs=5, budget_s=budget_s / 4)
+        spent_s += time.perf_counter() - start
+        steps.append((size_of(feed), latency_s))
+        if latency_s / rows < PAYS * per_row_s:
+            best, per_row_s = rows, latency_s / rows
+        elif rows >= 4 * best:
+            break
+        rows *= 2
+    return best, Cost(cost.latency_s, cost.feed_bytes, tuple(steps))
+
+
+def _same(a: Tensors, b: Tensors) -> bool:
+    return all(_close(a[name], b[name]) for name in b)
+
+
+def _close(a: Array, b: Array, *, limit: float = 1e-3) -> bool:
+    if a.shape != b.shape or a.dtype.kind != "f":
+        return np.array_equal(a, b)
+    difference = float(np.linalg.norm((a - b).astype(np.float64).ravel()))
+    return difference <= limit * float(np.linalg.norm(b.astype(np.float64).ravel())) + 1e-6
