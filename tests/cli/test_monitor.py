@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.cli.main import main
+from tests.data import ROOT
 from tests.telemetry import boards
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -184,3 +186,16 @@ def test_the_live_view_redraws_in_a_terminal_and_ends_with_ctrl_c(tmp_path: Path
     assert "\x1b[" in text
     assert "█" in text
     assert "Traceback" not in text
+
+
+def test_the_commands_of_the_page_run_and_its_picture_is_what_is_printed(edgekit: Run, tmp_path: Path) -> None:
+    page = (ROOT / "docs/energy.md").read_text()
+    root = boards.orin_nano(tmp_path / "tree")
+    commands = re.findall(r"^edgekit (.*)$", "".join(re.findall(r"^```sh\n(.*?)^```$", page, re.M | re.S)), re.M)
+    assert len(commands) == 5
+    for command in commands:
+        args = command.split()
+        done = edgekit(*args, *([] if "--root" in args else ["--root", root]), cwd=tmp_path)
+        assert done.returncode == 0, (command, done.stderr)
+    picture = edgekit("monitor", "--once", "--root", root).stdout
+    assert "\n".join(line.rstrip() for line in picture.splitlines()).strip() in page

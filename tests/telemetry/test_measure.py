@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import edgekit
 from edgekit.errors import SensorError, UsageError
 from edgekit.telemetry import Energy, Found, Sample, Unresolved
 from edgekit.telemetry.measure import measure_energy
+from tests.data import ROOT
 from tests.telemetry import boards
 
 
@@ -123,6 +125,6 @@ def test_negative_idle_is_refused() -> None:
 
 
 def test_it_works_as_the_documentation_says() -> None:
-    code = "import edgekit\nwith edgekit.measure_energy() as m:\n    sum(range(10**6))\nprint(m)"
+    (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/energy.md").read_text(), re.MULTILINE | re.DOTALL)
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip()
