@@ -116,46 +116,47 @@ UNCHECKED void call(void (*kernel)(Parameters...), void** arguments) {
 }  // namespace cuda_on_host
 
 // ---- barriers and warps ----
-#define HERE cuda_on_host::Where where = cuda_on_host::Where{__builtin_FILE(), __builtin_LINE()}
-inline void __syncthreads(HERE) { cuda_on_host::barrier(false, where); }
-inline int __syncthreads_count(int p, HERE) { return cuda_on_host::barrier(p != 0, where); }
-inline int __syncthreads_or(int p, HERE) { return cuda_on_host::barrier(p != 0, where) > 0; }
+// Where the kernel calls one of these: compared between threads, and named in faults.
+#define HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+inline void __syncthreads(HERE) { cuda_on_host::barrier(false, {file, line}); }
+inline int __syncthreads_count(int p, HERE) { return cuda_on_host::barrier(p != 0, {file, line}); }
+inline int __syncthreads_or(int p, HERE) { return cuda_on_host::barrier(p != 0, {file, line}) > 0; }
 inline int __syncthreads_and(int p, HERE) {
-    return cuda_on_host::barrier(p != 0, where) == static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
+    return cuda_on_host::barrier(p != 0, {file, line}) == static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu, HERE) {
-    cuda_on_host::warp_exchange(cuda_on_host::Exchange::sync, mask, 0, 0, 32, where);
+    cuda_on_host::warp_exchange(cuda_on_host::Exchange::sync, mask, 0, 0, 32, {file, line});
 }
 
 template <class Item>
 Item __shfl_sync(unsigned mask, Item x, int lane, int width = 32, HERE) {
     using namespace cuda_on_host;
-    return unpacked<Item>(warp_exchange(Exchange::index, mask, packed(x), lane, width, where));
+    return unpacked<Item>(warp_exchange(Exchange::index, mask, packed(x), lane, width, {file, line}));
 }
 template <class Item>
 Item __shfl_up_sync(unsigned mask, Item x, unsigned delta, int width = 32, HERE) {
     using namespace cuda_on_host;
-    return unpacked<Item>(warp_exchange(Exchange::up, mask, packed(x), static_cast<int>(delta), width, where));
+    return unpacked<Item>(warp_exchange(Exchange::up, mask, packed(x), static_cast<int>(delta), width, {file, line}));
 }
 template <class Item>
 Item __shfl_down_sync(unsigned mask, Item x, unsigned delta, int width = 32, HERE) {
     using namespace cuda_on_host;
-    return unpacked<Item>(warp_exchange(Exchange::down, mask, packed(x), static_cast<int>(delta), width, where));
+    return unpacked<Item>(warp_exchange(Exchange::down, mask, packed(x), static_cast<int>(delta), width, {file, line}));
 }
 template <class Item>
 Item __shfl_xor_sync(unsigned mask, Item x, int lanes, int width = 32, HERE) {
     using namespace cuda_on_host;
-    return unpacked<Item>(warp_exchange(Exchange::xor_, mask, packed(x), lanes, width, where));
+    return unpacked<Item>(warp_exchange(Exchange::xor_, mask, packed(x), lanes, width, {file, line}));
 }
 inline unsigned __ballot_sync(unsigned mask, int p, HERE) {
-    return static_cast<unsigned>(cuda_on_host::warp_exchange(cuda_on_host::Exchange::ballot, mask, p != 0, 0, 32, where));
+    return static_cast<unsigned>(cuda_on_host::warp_exchange(cuda_on_host::Exchange::ballot, mask, p != 0, 0, 32, {file, line}));
 }
-inline int __any_sync(unsigned mask, int p, HERE) { return __ballot_sync(mask, p, where) != 0; }
-inline int __all_sync(unsigned mask, int p, HERE) { return __ballot_sync(mask, p, where) == mask; }
+inline int __any_sync(unsigned mask, int p, HERE) { return __ballot_sync(mask, p, file, line) != 0; }
+inline int __all_sync(unsigned mask, int p, HERE) { return __ballot_sync(mask, p, file, line) == mask; }
 template <class Item>
 unsigned __match_any_sync(unsigned mask, Item x, HERE) {
     using namespace cuda_on_host;
-    return static_cast<unsigned>(warp_exchange(Exchange::match, mask, packed(x), 0, 32, where));
+    return static_cast<unsigned>(warp_exchange(Exchange::match, mask, packed(x), 0, 32, {file, line}));
 }
 inline void __threadfence() {}
 inline void __threadfence_block() {}

@@ -22,7 +22,7 @@ from plugins_trt.compile import device_headers, macro_text
 from plugins_trt.operator import Call, KernelPlan, Operator, Scalar, numpy_dtype
 
 HERE = Path(__file__).parent
-CHECKED = ("-O1", "-fno-tree-vectorize", "-fno-store-merging", "-fsanitize=thread")
+CHECKED = ("-O1", "-fno-tree-vectorize", "-fno-store-merging", "-fsanitize=thread,alignment")
 COMMON = ("-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing", "-w")
 
 
@@ -159,11 +159,26 @@ def _kernel(source: str, entry: str, macros: tuple[tuple[str, str], ...], file_n
             (Path(folder) / "kernel.cpp").write_text(text)
             made, compiled = Path(folder) / "kernel.so", f"{folder}/kernel.o"
             options = [f"-I{HERE}", f"-I{folder}", *(f"-D{name}={value}" for name, value in macros)]
-            _compile(*COMMON, *CHECKED, *options, "-c", f"{folder}/kernel.cpp", "-o", compiled)
+            _compile(*COMMON, *CHECKED, *options, "-S", f"{folder}/kernel.cpp", "-o", f"{folder}/kernel.s")
+            assembly = Path(folder) / "kernel.s"
+            assembly.write_text(_apart(assembly.read_text()))
+            _compile("-c", str(assembly), "-o", compiled)
             _compile(*COMMON, compiled, *map(str, objects), "-o", str(made))
             os.replace(made, path)
     library = ctypes.CDLL(str(path))
     return HostKernel(library, _shared_arrays(path))
+
+
+def _apart(assembly: str) -> str:
+    """Assembly whose shared arrays have 256 bytes between them, so that running over one does not reach the next."""
+    out, inside = [], False
+    for line in assembly.splitlines(keepends=True):
+        if re.match(r"\t\.(section|text|data|bss)", line):
+            inside = "cuda_shared" in line
+        out.append(line)
+        if inside and line.startswith("\t.zero"):
+            out.append("\t.zero\t256\n")
+    return "".join(out)
 
 
 @cache

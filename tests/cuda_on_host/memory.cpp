@@ -148,7 +148,7 @@ void check_byte(Tracked& region, std::ptrdiff_t offset, bool write, bool atomic)
     }
 }
 
-void check(const void* address, int bytes, bool write, bool atomic, bool aligned) {
+void check(const void* address, int bytes, bool write, bool atomic) {
     const char* p = static_cast<const char*>(address);
     if (p >= now.stack_begin && p < now.stack_end) return;
     Tracked* region = region_of(p);
@@ -157,10 +157,6 @@ void check(const void* address, int bytes, bool write, bool atomic, bool aligned
         out_of_bounds(p, bytes, write);
     }
     if (p + bytes > region->end) out_of_bounds(p, bytes, write);
-    if (aligned && reinterpret_cast<std::uintptr_t>(p) % static_cast<std::uintptr_t>(bytes) != 0) {
-        fault("misaligned", "%s %d bytes at offset %td of '%s', which is not a multiple of %d", write ? "writes" : "reads",
-              bytes, p - region->begin, region->name, bytes);
-    }
     if (!region->writable) {
         if (write) fault("read-only", "writes to input '%s'", region->name);
         return;
@@ -175,6 +171,13 @@ void add(const char* begin, const Region& region, bool shared) {
         for (Cell& cell : added.cells) cell.initialised = true;
     }
     regions.push_back(std::move(added));
+}
+
+[[noreturn]] void misaligned(const char* p, int alignment, unsigned line) {
+    const Tracked* region = region_of(p);
+    if (region == nullptr) region = nearest(p);
+    fault("misaligned", "in line %u accesses %s '%s' at offset %td, which is not a multiple of %d", line,
+          region->shared ? "shared array" : "buffer", region->name, p - region->begin, alignment);
 }
 
 }  // namespace
@@ -207,7 +210,7 @@ void memory_end() {
 
 void* dynamic_shared() { return dynamic_begin; }
 
-void atomic_access(const void* address, int bytes) { check(address, bytes, true, true, true); }
+void atomic_access(const void* address, int bytes) { check(address, bytes, true, true); }
 
 void read_only_access(const void* address) {
     const Tracked* region = region_of(static_cast<const char*>(address));
@@ -219,11 +222,11 @@ void read_only_access(const void* address) {
 
 }  // namespace cuda_on_host
 
-#define ACCESS(bytes)                                                                                               \
-    void __tsan_read##bytes(void* p) { cuda_on_host::check(p, bytes, false, false, true); }                         \
-    void __tsan_write##bytes(void* p) { cuda_on_host::check(p, bytes, true, false, true); }                         \
-    void __tsan_unaligned_read##bytes(void* p) { cuda_on_host::check(p, bytes, false, false, false); }              \
-    void __tsan_unaligned_write##bytes(void* p) { cuda_on_host::check(p, bytes, true, false, false); }
+#define ACCESS(bytes) \
+    void __tsan_read##bytes(void* p) { cuda_on_host::check(p, bytes, false, false); } \
+    void __tsan_write##bytes(void* p) { cuda_on_host::check(p, bytes, true, false); } \
+    void __tsan_unaligned_read##bytes(void* p) { cuda_on_host::check(p, bytes, false, false); } \
+    void __tsan_unaligned_write##bytes(void* p) { cuda_on_host::check(p, bytes, true, false); }
 
 extern "C" {
 ACCESS(1)
@@ -232,10 +235,20 @@ ACCESS(4)
 ACCESS(8)
 ACCESS(16)
 void __tsan_read_range(void* p, unsigned long bytes) {
-    cuda_on_host::check(p, static_cast<int>(bytes), false, false, false);
+    cuda_on_host::check(p, static_cast<int>(bytes), false, false);
 }
 void __tsan_write_range(void* p, unsigned long bytes) {
-    cuda_on_host::check(p, static_cast<int>(bytes), true, false, false);
+    cuda_on_host::check(p, static_cast<int>(bytes), true, false);
+}
+// From -fsanitize=alignment, which sees the type of an access even where the compiler splits it into smaller ones.
+struct TypeMismatch {
+    const char* file;
+    unsigned line, column;
+    const void* type;
+    unsigned char log_alignment, kind;
+};
+void __ubsan_handle_type_mismatch_v1(TypeMismatch* seen, void* p) {
+    cuda_on_host::misaligned(static_cast<const char*>(p), 1 << seen->log_alignment, seen->line);
 }
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
