@@ -116,10 +116,12 @@ def _compiled(source: str, file_name: str, entry: str, macros: tuple[tuple[str, 
         raise UnsupportedTargetError(f"sm_{sm} is {why}. Targets here: {names}.")
     headers = device_headers()
     contents, included = [text.encode() for text in headers.values()], [name.encode() for name in headers]
-    status, program = nvrtc.nvrtcCreateProgram(source.encode(), file_name.encode(), len(headers), contents, included)
+    # Not as -D options: NVRTC's own header, which comes first, has template parameters that are called T.
+    text = "".join(f"#define {name} {value}\n" for name, value in macros) + f'#line 1 "{file_name}"\n{source}'
+    status, program = nvrtc.nvrtcCreateProgram(text.encode(), file_name.encode(), len(headers), contents, included)
     _check(nvrtc, status, "create a program")
     try:
-        options = [*_BASE, f"--gpu-architecture=sm_{sm}", *(f"-D{name}={text}" for name, text in macros)]
+        options = [*_BASE, f"--gpu-architecture=sm_{sm}"]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
         log = _text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:

@@ -143,13 +143,14 @@ def host_kernel(
 
 @cache
 def _kernel(source: str, entry: str, macros: tuple[tuple[str, str], ...], file_name: str) -> HostKernel:
+    defines = "".join(f"#define {name} {value}\n" for name, value in macros)
     text = (
-        f'#include "cuda_on_host.h"\n#line 1 "{file_name}"\n{source}\n#line 1 "entry"\nextern "C" '
+        f'#include "cuda_on_host.h"\n{defines}#line 1 "{file_name}"\n{source}\n#line 1 "entry"\nextern "C" '
         '__attribute__((visibility("default"), no_sanitize("thread"))) '
         f"void cuda_on_host_entry(void** arguments) {{ cuda_on_host::call(&{entry}, arguments); }}\n"
     )
     own = "".join((HERE / name).read_text() for name in ("cuda_on_host.h", "state.h", "memory.cpp", "scheduler.cpp"))
-    parts = [text, own, *device_headers().values(), repr(macros), repr((CHECKED, COMMON))]
+    parts = [text, own, *device_headers().values(), repr((CHECKED, COMMON))]
     path = _folder() / f"{hashlib.sha256(''.join(parts).encode()).hexdigest()[:24]}.so"
     if not path.exists():
         objects = [_object(name, own) for name in ("memory", "scheduler")]
@@ -158,7 +159,7 @@ def _kernel(source: str, entry: str, macros: tuple[tuple[str, str], ...], file_n
                 (Path(folder) / name).write_text(header)
             (Path(folder) / "kernel.cpp").write_text(text)
             made, compiled = Path(folder) / "kernel.so", f"{folder}/kernel.o"
-            options = [f"-I{HERE}", f"-I{folder}", *(f"-D{name}={value}" for name, value in macros)]
+            options = [f"-I{HERE}", f"-I{folder}"]
             _compile(*COMMON, *CHECKED, *options, "-S", f"{folder}/kernel.cpp", "-o", f"{folder}/kernel.s")
             assembly = Path(folder) / "kernel.s"
             assembly.write_text(_apart(assembly.read_text()))
