@@ -10,12 +10,14 @@ from typing import Literal
 
 from edgekit.errors import SensorError
 from edgekit.telemetry.sensors import Sample
-from edgekit.telemetry.sysfs import Attribute, attribute, by_number, read_int, read_text
+from edgekit.telemetry.sysfs import Attribute, attribute, by_number, read_int, read_text, whole
 
 DEFAULT_PERIOD_S = 0.1
 """Where the driver does not tell its `update_interval`."""
 TOTALS = ("VIN", "VDD_IN", "POM_5V_IN")
 """Rails that carry the whole module, most complete first; without one, the total is the sum of the rails."""
+_NO_LIMIT_MA = 32_760
+"""What the monitor's limit register holds when it is not set."""
 _ALARMS = {"max_alarm": "above its average current limit", "crit_alarm": "above its instantaneous current limit"}
 
 
@@ -162,8 +164,9 @@ def _ina238(folder: Path, period_s: float) -> Iterator[Rail]:
 
 
 def _limit(path: Path) -> float | None:
-    milliamperes = read_int(path)
-    return milliamperes / 1000 if milliamperes is not None and 0 < milliamperes < 1_000_000 else None
+    first = (read_text(path) or "").partition(" ")[0]  # JetPack 4 writes "5000 ma"
+    milliamperes = whole(first)
+    return milliamperes / 1000 if milliamperes is not None and 0 < milliamperes < _NO_LIMIT_MA else None
 
 
 def _scaled(file: Attribute | None, factor: float) -> float | None:

@@ -119,7 +119,7 @@ def iio(root: Path, address: str, rails: list[tuple[str, int, int, int]]) -> Pat
                 f"{base}/in_voltage{k}_input": f"{millivolts}\n",
                 f"{base}/in_current{k}_input": f"{milliamperes}\n",
                 f"{base}/in_power{k}_input": f"{milliwatts}\n",
-                f"{base}/crit_current_limit_{k}": "5000\n",
+                f"{base}/crit_current_limit_{k}": "5000 ma\n",
             },
         )
     return root

@@ -46,6 +46,13 @@ def test_an_alarm_of_the_monitor_chip_is_named(tmp_path: Path) -> None:
     assert whole.read().current_limit_a == 4.0
 
 
+@pytest.mark.parametrize("text", ["32760\n", "0\n", "none\n", ""])
+def test_a_limit_that_is_not_set_is_none(tmp_path: Path, text: str) -> None:
+    root = boards.orin_nano(tmp_path)
+    (root / "sys/class/hwmon/hwmon1/curr1_max").write_text(text)
+    assert find_rails(root)[0].read().current_limit_a is None
+
+
 def test_a_channel_without_a_label_or_a_current_is_no_rail(tmp_path: Path) -> None:
     trees.ina3221(tmp_path, 0, [("VDD_IN", 5000, 1), ("VDD_SOC", 5000, 1), ("", 5000, 1)])
     (tmp_path / "sys/class/hwmon/hwmon0/curr2_input").unlink()
