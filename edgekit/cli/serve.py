@@ -33,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="port to listen on for gRPC, 0 for a free one, off for none (default: the one after --port, 8001)",
     )
     parser.add_argument("--variant", help="variant to serve (default: the best for this machine)")
-    parser.add_argument("--device", help="device to run on, such as cpu or cuda:0 (default: the best there is)")
+    parser.add_argument(
+        "--device", metavar="D", help="cpu, cuda:0, or several side by side: cuda:0,cuda:1 (default: the best)"
+    )
+    parser.add_argument("--split", action="store_true", help="spread a package's stages over the devices instead")
     parser.add_argument("--threads", type=_count, help="threads a model may use (default: chosen by measuring)")
     more = parser.add_argument_group("scheduling", "also per model in serve.toml or NAME.toml; see docs/serving.md")
     more.add_argument("--instances", type=_count, metavar="N", help="runs of one model at a time (default: 1 on a CPU)")
@@ -131,6 +134,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     """What the command line says for every model, in the names of the options."""
     names = ("variant", "device", "threads", "instances", "max_batch", "queue_delay_ms", "queue_limit", "timeout_ms")
     values = {name: getattr(args, name) for name in (*names, "cache_mib")}
+    values["split"] = args.split or None
     return {name: value for name, value in values.items() if value is not None}
 
 

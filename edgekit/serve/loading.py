@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from edgekit.package import Package, Samples
-from edgekit.runtime.select import Choice, choose, open_best
+from edgekit.runtime.devices import parse_devices
+from edgekit.runtime.placed import Opened, open_placed
+from edgekit.runtime.select import choose
 from edgekit.runtime.session import Session
 from edgekit.serve.joining import Joiner
 from edgekit.serve.model import Model, warm
 from edgekit.serve.options import ModelOptions
-from edgekit.serve.selftest import self_test
+from edgekit.serve.selftest import MAX_ERROR, self_test
 from edgekit.serve.warmup import Cost
 from edgekit.serve.worker import INLINE_S
 from edgekit.tensors import Feed
@@ -33,19 +36,21 @@ def model_from_package(package: Package, *, options: ModelOptions | None = None)
     samples = package.samples() if package.manifest.samples is not None else None
     if samples is not None:
         samples = replace(samples, inputs={**package.defaults(), **samples.inputs})
-    session, choice, cost, max_rows = _open(package, options, samples)
-    reason = choice.reason
+    opened, cost, max_rows = _open(package, options, samples)
+    session, choices = opened.session, [choice for _, choice in opened.choices]
+    reason = "; ".join(dict.fromkeys(choice.reason for choice in choices))
     try:
         if samples is None:
             reason += "; not self-tested: the package has no samples"
         else:
-            self_test(session, samples, precision=choice.variant.precision, name=package.path.name)
+            coarsest = max((c.variant.precision for c in choices), key=lambda p: MAX_ERROR.get(p, math.inf))
+            self_test(session, samples, precision=coarsest, name=package.path.name)
         return Model(
             session,
             name=package.name,
             version=package.manifest.version,
             reason=reason,
-            platform=PLATFORMS.get(choice.variant.format, choice.variant.format),
+            platform=PLATFORMS.get(choices[0].variant.format, choices[0].variant.format),
             labels=package.labels(),
             defaults=package.defaults(),
             states=package.manifest.states,
@@ -61,28 +66,35 @@ def model_from_package(package: Package, *, options: ModelOptions | None = None)
         raise
 
 
-def _open(package: Package, options: ModelOptions, samples: Samples | None) -> tuple[Session, Choice, Cost | None, int]:
+def _open(package: Package, options: ModelOptions, samples: Samples | None) -> tuple[Opened, Cost | None, int]:
     """The session with what was chosen, what a run of one of its samples costs, and how many rows to join."""
 
-    def opened(threads: int | None) -> tuple[Session, Choice]:
-        return open_best(package, variant=options.variant, threads=threads, device=options.device)
+    def opened(threads: int | None) -> Opened:
+        devices = parse_devices(options.device) if options.device else ()
+        return open_placed(package, variant=options.variant, threads=threads, devices=devices, split=options.split)
 
     def measured(session: Session, inputs: Feed) -> tuple[Cost, int]:
         joiner = Joiner(session.inputs, session.outputs, buckets=options.buckets, pad=options.pad)
         return warm(session, joiner, inputs, options)
 
     if samples is None:
-        return *opened(options.threads), None, 1
-    expected = choose(package, options.variant, device=options.device)
-    one_first = options.threads is None and expected.device == "cpu" and expected.variant.bytes < SMALL_MODEL_BYTES
-    session, choice = opened(1 if one_first else options.threads)
+        return opened(options.threads), None, 1
+    one_first = options.threads is None and _size(package, options) < SMALL_MODEL_BYTES
+    found = opened(1 if one_first else options.threads)
     try:
-        cost, max_rows = measured(session, samples.inputs)
+        cost, max_rows = measured(found.session, samples.inputs)
         if one_first and cost.latency_s > INLINE_S:
-            session.close()
-            session, choice = opened(None)
-            cost, max_rows = measured(session, samples.inputs)
+            found.session.close()
+            found = opened(None)
+            cost, max_rows = measured(found.session, samples.inputs)
     except BaseException:
-        session.close()
+        found.session.close()
         raise
-    return session, choice, cost, max_rows
+    return found, cost, max_rows
+
+
+def _size(package: Package, options: ModelOptions) -> int:
+    """Bytes of the models that will run."""
+    if package.stage_names:
+        return sum(_size(stage, options) for _, stage in package.stages())
+    return choose(package, options.variant).variant.bytes

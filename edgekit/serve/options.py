@@ -30,7 +30,8 @@ class ModelOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Attributes:
         variant: which variant of the package; None for the best on this machine.
-        device: where, as "cpu" or "cuda:0"; None for the best.
+        device: where, as "cpu", "cuda:0", or "cuda:0,cuda:1" for runs side by side; None for the best.
+        split: spread the stages of a package over the devices instead.
         threads: threads of one run on a CPU; None for what measuring says.
         instances: runs at one time; None for 1 on a CPU and 2 on a GPU, whose copies overlap with computing.
         max_batch: rows that requests are joined to; 1 joins none, None lets the warm-up find out.
@@ -50,6 +51,7 @@ class ModelOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     variant: str | None = None
     device: str | None = None
+    split: bool = False
     threads: _Count | None = None
     instances: _Count | None = None
     max_batch: _Count | None = None

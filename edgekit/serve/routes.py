@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
-from urllib.parse import unquote_to_bytes
+from typing import Any, TypeAlias, TypeVar
+from urllib.parse import parse_qs, unquote_to_bytes
 
 import msgspec
 
@@ -17,10 +17,13 @@ from edgekit.errors import EdgekitError, InputError
 from edgekit.serve.app import App, Cancel, status_of
 from edgekit.serve.codec import encode_response, header_length_of
 from edgekit.serve.compress import MIN_BYTES, accepted, compress, decompress
+from edgekit.serve.media import TOP, MediaRun, document_of, is_media, rows_of
 from edgekit.serve.messages import InferResponse, RequestError
 from edgekit.serve.metrics import METRICS_TYPE, exposition
+from edgekit.serve.model import Model
 from edgekit.serve.options import load_options
 from edgekit.serve.worker import Post
+from edgekit.tensors import Tensors
 
 LOGGER = logging.getLogger(__name__)
 
@@ -59,6 +62,8 @@ class HttpResponse:
     content_type: bytes = JSON
     headers: bytes = b""
 
+
+T = TypeVar("T")
 
 Respond: TypeAlias = Callable[[HttpResponse], None]
 Handler: TypeAlias = Callable[[HttpRequest, Respond], None]
@@ -205,6 +210,10 @@ class Routes:
     def _infer(self, name: str, version: str, request: HttpRequest, respond: Respond) -> None:
         model = self._app.repository.find(name, version)
         headers = request.headers
+        kind = headers.get(b"content-type")
+        if kind is not None and is_media(kind):
+            self._infer_file(model, kind, request, respond)
+            return
         length = headers.get(b"inference-header-content-length")
         header_length = None if length is None else header_length_of(length)
 
@@ -234,6 +243,24 @@ class Routes:
         else:
             self._offload(decode, start, respond)
 
+    def _infer_file(self, model: Model, kind: bytes, request: HttpRequest, respond: Respond) -> None:
+        """A picture or a recording as the body: answered in labels, `?top=N` of them."""
+        top = _top_of(request.target)
+
+        def answer(result: Tensors | Exception) -> None:
+            try:
+                if isinstance(result, Exception):
+                    respond(error_response(result))
+                else:
+                    respond(_json_response(document_of(model, result, top=top)))
+            except Exception as error:
+                respond(error_response(error))
+
+        def start(feed: Tensors) -> None:
+            MediaRun(self._app, model, feed, answer, self._post).start(request.arrived_ns or time.perf_counter_ns())
+
+        self._offload(partial(rows_of, model, kind, request.body), start, respond)
+
     def _send(self, result: InferResponse, accept: bytes | None, respond: Respond) -> None:
         parts, header_length = encode_response(result)
         headers = b"" if header_length is None else b"Inference-Header-Content-Length: %d\r\n" % header_length
@@ -253,10 +280,10 @@ class Routes:
         else:
             self._offload(partial(compress, parts, encoding), finish, respond)
 
-    def _offload(self, work: Callable[[], bytes], then: Callable[[bytes], None], respond: Respond) -> None:
+    def _offload(self, work: Callable[[], T], then: Callable[[T], None], respond: Respond) -> None:
         """Do `work` on another thread, and `then` go on with its result on the server's own."""
 
-        def arrive(future: Future[bytes]) -> None:
+        def arrive(future: Future[T]) -> None:
             try:
                 then(future.result())
             except Exception as error:
@@ -304,6 +331,15 @@ def _path_of(target: bytes) -> str:
     if text.startswith(("http://", "https://")):
         text = "/" + text.partition("//")[2].partition("/")[2]
     return text.partition("?")[0].partition("#")[0]
+
+
+def _top_of(target: bytes) -> int:
+    """The `top` of a target's query. Raises InputError unless it is a number of classes."""
+    query = parse_qs(target.partition(b"?")[2].decode("latin-1"), max_num_fields=16)
+    text = query.get("top", [str(TOP)])[-1]
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 100_000:
+        raise InputError(f"Query top is '{text[:20]}'; expected a number of classes.")
+    return int(text[:9])
 
 
 def _unquoted(part: str) -> str:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edgekit._lazy import require
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.serve.app import App
-from edgekit.serve.http import Door, Limits
+from edgekit.serve.http import Door
 from edgekit.serve.library import Library
+from edgekit.serve.limits import Limits
 from edgekit.serve.model import Model
 from edgekit.serve.repository import Repository
 from edgekit.serve.routes import Routes

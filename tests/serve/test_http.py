@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgekit.runtime.fake import FakeSession
-from edgekit.serve.http import Limits
+from edgekit.serve.limits import Limits
 from edgekit.serve.model import Model
 from edgekit.serve.server import Server
 from edgekit.tensors import Tensors, TensorSpec

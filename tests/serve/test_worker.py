@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from edgekit.errors import BackendError
 from edgekit.runtime.fake import FakeSession
 from edgekit.serve.batcher import Policy
 from edgekit.serve.messages import RequestError
-from edgekit.serve.warmup import Cost, measure
-from edgekit.serve.worker import INLINE_S, Outcome, Worker
+from edgekit.serve.warmup import Cost
+from edgekit.serve.worker import INLINE_S, PROBE, Outcome, Worker
 from edgekit.tensors import Tensors, TensorSpec
 
 SPECS = ([TensorSpec("x", "float32", ("n",))], [TensorSpec("thread", "int64", ())])
@@ -45,6 +46,11 @@ class Inbox:
         function, arguments = self.calls.get(timeout=10)
         function(*arguments)
         return self.outcomes[-1]
+
+    def turn(self) -> None:
+        """Make one call; a call that it posts waits for the next turn."""
+        function, arguments = self.calls.get(timeout=10)
+        function(*arguments)
 
 
 def test_a_quick_model_runs_on_the_thread_that_asks() -> None:
@@ -118,11 +124,146 @@ def test_closing_finishes_what_waits() -> None:
         worker.submit(ONE, inbox.outcomes.append, inbox.post)
 
 
-def test_measuring_stops_when_its_time_is_spent() -> None:
-    model = session(0.02)
+def batched(latency_s: float = 0.0, function: Callable[[Tensors], Tensors] | None = None) -> FakeSession:
+    """y = 2 x, and how many rows its runs had."""
+
+    def run(feed: Tensors) -> Tensors:
+        return {"y": feed["x"] * 2, "rows": np.full(len(feed["x"]), len(feed["x"]))}
+
+    specs = (
+        [TensorSpec("x", "float32", ("n",))],
+        [TensorSpec("y", "float32", ("n",)), TensorSpec("rows", "int64", ("n",))],
+    )
+    return FakeSession(*specs, function or run, latency_s=latency_s)
+
+
+def rows(*values: float) -> Tensors:
+    return {"x": np.array(values, np.float32)}
+
+
+def test_what_waits_while_the_model_is_busy_runs_together() -> None:
+    inbox = Inbox()
+    worker = Worker(batched(0.05), cost=None, policy=Policy(max_rows=4))
+    outcomes: dict[int, Outcome] = {}
+    for i in range(7):
+        worker.submit(rows(i), partial(outcomes.__setitem__, i), inbox.post)
+    while len(outcomes) < 7:
+        inbox.turn()
+    assert [outcomes[i].outputs["y"].tolist() for i in range(7)] == [[2.0 * i] for i in range(7)]
+    assert max(o.outputs["rows"][0] for o in outcomes.values()) == 4
+    assert sum(o.first for o in outcomes.values()) < 7
+    assert all(o.rows == o.outputs["rows"][0] for o in outcomes.values())
+    worker.close()
+
+
+def test_one_request_at_fault_does_not_fail_those_beside_it() -> None:
+    def run(feed: Tensors) -> Tensors:
+        if (feed["x"] < 0).any():
+            raise BackendError("negative")
+        return {"y": feed["x"], "rows": feed["x"]}
+
+    inbox = Inbox()
+    worker = Worker(batched(0.05, run), cost=None, policy=Policy(max_rows=8))
+    outcomes: dict[int, Outcome] = {}
+    for i, value in enumerate((0, 1, -2, 3)):
+        worker.submit(rows(value), partial(outcomes.__setitem__, i), inbox.post)
+    while len(outcomes) < 4:
+        inbox.turn()
+    assert [outcomes[i].error is None for i in range(4)] == [True, True, False, True]
+    assert str(outcomes[2].error) == "negative"
+    worker.close()
+
+
+def test_quick_requests_of_one_turn_of_the_loop_are_joined() -> None:
+    inbox = Inbox()
+    worker = Worker(batched(), cost=Cost(1e-6, 4), policy=Policy(max_rows=8))
+    outcomes: list[Outcome] = []
+    for _ in range(PROBE):  # one client alone: answered at once, but for the one that looks for company
+        worker.submit(rows(1), outcomes.append, inbox.post, soon=inbox.post)
+    assert len(outcomes) == PROBE - 1
+    for i in range(4):
+        worker.submit(rows(i), outcomes.append, inbox.post, soon=inbox.post)
+    inbox.turn()
+    assert [o.outputs["rows"][0] for o in outcomes[-5:]] == [5] * 5
+    for i in range(12):
+        assert worker.submit(rows(i), outcomes.append, inbox.post, soon=inbox.post) is not None
+    inbox.turn()
+    assert [o.outputs["rows"][0] for o in outcomes[-12:]] == [6] * 12
+    assert [o.outputs["y"][0] for o in outcomes[-12:]] == [2 * i for i in range(12)]
+    worker.submit(rows(1), outcomes.append, inbox.post, soon=inbox.post)
+    inbox.turn()
+    assert worker.submit(rows(1), outcomes.append, inbox.post, soon=inbox.post) is None  # alone again
+    worker.close()
+
+
+def test_a_turn_of_requests_that_takes_long_goes_to_the_thread() -> None:
+    inbox = Inbox()
+    worker = Worker(batched(), cost=Cost(INLINE_S / 2, 4), policy=Policy(max_rows=8))
+    outcomes: list[Outcome] = []
+    for _ in range(PROBE + 5):
+        worker.submit(rows(1), outcomes.append, inbox.post, soon=inbox.post)
+    inbox.turn()
+    while len(outcomes) < PROBE + 5:
+        inbox.turn()
+    assert all(o.error is None for o in outcomes)
+    assert len(worker._threads) == 1
+    worker.close()
+
+
+def test_a_request_that_waits_too_long_is_given_up() -> None:
+    inbox = Inbox()
+    worker = Worker(session(0.2), cost=None)
+    worker.submit(ONE, inbox.outcomes.append, inbox.post)
+    time.sleep(0.05)
+    worker.submit(ONE, inbox.outcomes.append, inbox.post, timeout_s=0.05)
+    time.sleep(0.07)
+    worker.sweep()  # the only thread is busy still
+    (outcome,) = inbox.outcomes
+    assert isinstance(outcome.error, RequestError)
+    assert outcome.error.status == 504
+    assert "longer than its timeout" in str(outcome.error)
+    assert inbox.wait().error is None
+    worker.close()
+
+
+def test_a_cancelled_request_is_not_run_and_not_answered() -> None:
+    inbox = Inbox()
+    model = session(0.1)
+    worker = Worker(model, cost=None)
+    first = worker.submit(ONE, inbox.outcomes.append, inbox.post)
+    time.sleep(0.03)
+    second = worker.submit(ONE, inbox.outcomes.append, inbox.post)
+    assert first is not None
+    assert second is not None
+    assert not worker.cancel(first)
+    assert worker.cancel(second)
+    inbox.wait()
+    assert worker.close()
+    assert model.calls == len(inbox.outcomes) == 1
+
+
+def test_a_higher_priority_takes_the_place_of_a_lower_one() -> None:
+    inbox = Inbox()
+    worker = Worker(session(0.1), cost=None, policy=Policy(limit=1, levels=2))
+    worker.submit(ONE, inbox.outcomes.append, inbox.post)
+    time.sleep(0.03)
+    worker.submit(ONE, inbox.outcomes.append, inbox.post, priority=2)
+    worker.submit(ONE, inbox.outcomes.append, inbox.post, priority=1)
+    (outcome,) = inbox.outcomes
+    assert isinstance(outcome.error, RequestError)
+    assert (outcome.error.status, outcome.error.retry_after_s) == (503, 1)
+    assert "higher priority" in str(outcome.error)
+    assert inbox.wait().error is inbox.wait().error is None
+    worker.close()
+
+
+def test_instances_run_at_one_time() -> None:
+    inbox = Inbox()
+    worker = Worker(session(0.1), cost=None, instances=3)
     start = time.monotonic()
-    cost = measure(model, ONE, runs=1000, budget_s=0.05)
-    assert 0.02 <= cost.latency_s < time.monotonic() - start
-    assert model.calls < 10
-    assert cost.of({"x": np.ones(3, np.float32)}) == pytest.approx(3 * cost.latency_s)
-    assert cost.of({"x": np.ones(0, np.float32)}) == cost.latency_s
+    for _ in range(3):
+        worker.submit(ONE, inbox.outcomes.append, inbox.post)
+    threads = {int(inbox.wait().outputs["thread"]) for _ in range(3)}
+    assert len(threads) == 3
+    assert time.monotonic() - start < 0.25
+    worker.close()
