@@ -1,8 +1,8 @@
 """Puts every operator through NVIDIA's own quick-plugin code, and prints what came out as JSON.
 
-A process of its own, since `tensorrt` can be loaded once: `python -m tests.plugins_trt.nvidia`. TensorRT's compiled part
-cannot make shape expressions without a network that holds the plugin, so those are computed by `Expression` here; the
-descriptors, their algebra, the checks of signatures and the plugin classes are NVIDIA's.
+A process of its own, since `tensorrt` can be loaded once: `python -m tests.plugins_trt.nvidia`. TensorRT's compiled
+part cannot make shape expressions without a network that holds the plugin, so those are computed by `Expression` here;
+the descriptors, their algebra, the checks of signatures and the plugin classes are NVIDIA's.
 """
 
 from __future__ import annotations
@@ -57,6 +57,16 @@ def main() -> None:
 
     names = {getattr(trt.DataType, member): name for name, (member, _) in DTYPE_WORDS.items()}
 
+    words = {
+        trt.DimensionOperation.SUM: "+",
+        trt.DimensionOperation.SUB: "-",
+        trt.DimensionOperation.PROD: "*",
+        trt.DimensionOperation.FLOOR_DIV: "//",
+        trt.DimensionOperation.CEIL_DIV: "ceil_div",
+        trt.DimensionOperation.MAX: "max",
+        trt.DimensionOperation.MIN: "min",
+    }
+
     class Expression(trt.IDimensionExpr):  # type: ignore[misc,name-defined]
         """A dimension whose value is known here, and is said not to be where it is free."""
 
@@ -75,17 +85,11 @@ def main() -> None:
     class Builder:
         """Computes where TensorRT would write down an expression."""
 
-        words = {
-            trt.DimensionOperation.SUM: "+", trt.DimensionOperation.SUB: "-", trt.DimensionOperation.PROD: "*",
-            trt.DimensionOperation.FLOOR_DIV: "//", trt.DimensionOperation.CEIL_DIV: "ceil_div",
-            trt.DimensionOperation.MAX: "max", trt.DimensionOperation.MIN: "min",
-        }  # fmt: skip
-
         def constant(self, value: int) -> Expression:
             return Expression.of(value)
 
         def operation(self, operation: Any, left: Expression, right: Expression) -> Expression:
-            value = OPERATIONS[self.words[operation]](left.value, right.value)
+            value = OPERATIONS[words[operation]](left.value, right.value)
             return Expression.of(value, left.free or right.free)
 
     def described(given: TensorType, sizes: tuple[int, ...]) -> Any:
@@ -108,12 +112,10 @@ def main() -> None:
             value: Any = call.attributes[attribute.name]
             if attribute.kind == "str":
                 fields.append(trt.PluginField(attribute.name, value.encode(), kinds.CHAR))
-            elif attribute.kind.startswith("int"):
-                fields.append(trt.PluginField(attribute.name, np.atleast_1d(np.array(value, np.int64)), kinds.INT64))
-            else:
-                fields.append(
-                    trt.PluginField(attribute.name, np.atleast_1d(np.array(value, np.float64)), kinds.FLOAT64)
-                )
+                continue
+            integer = attribute.kind.startswith("int")
+            array = np.atleast_1d(np.array(value, np.int64 if integer else np.float64))
+            fields.append(trt.PluginField(attribute.name, array, kinds.INT64 if integer else kinds.FLOAT64))
         creator = trt.get_plugin_registry().get_creator(operator.name, "1", operator.domain)
         request = trt.QuickPluginCreationRequest.STRICT_AOT
         collection = trt.PluginFieldCollection(fields)
