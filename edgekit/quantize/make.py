@@ -22,9 +22,11 @@ from edgekit.quantize.placement import candidates
 from edgekit.quantize.qdq import is_depthwise
 from edgekit.quantize.ranges import Method
 from edgekit.quantize.report import Attempt
-from edgekit.quantize.search import Search, best_scheme, leave_float, warnings_of
+from edgekit.quantize.scheme import Scheme
+from edgekit.quantize.search import MOST_FLOATS, Search, best_scheme, leave_float, warnings_of
 from edgekit.quantize.sensitivity import LayerSensitivity, sensitivities
 from edgekit.quantize.store import calibration_of, encoded
+from edgekit.quantize.trt import trt_products
 from edgekit.quantize.weight_only import BLOCK, weight_only
 
 if TYPE_CHECKING:
@@ -148,7 +150,8 @@ def _int8(
         dynamic = dynamic if kept else []
         if timing.speed_up >= FASTER:
             paid, notes = True, []
-    trt = _trt_form(search)
+    trt_scheme, trt_verdict = _trt_form(search, plain=options.plain)
+    trt = trt_scheme.for_trt()
     faults = lint_trt(trt)
     if faults:
         raise CheckError(f"The int8-trt graph is not one that TensorRT reads as meant: {faults[0]} Report this.")
@@ -160,14 +163,14 @@ def _int8(
     }
     settings["dynamic_layers"] = dynamic
     cpu_settings = {**settings, "form": "cpu", **_timing_settings(timing, paid=paid)}
-    trt_settings = {**settings, "form": "trt", "weights": "int8"}
+    trt_settings = {**settings, "form": "trt", "weights": "int8", "float_layers": sorted(trt_scheme.floats)}
     if options.half_io:
         trt, trt_settings["inputs_outputs"] = with_half_io(trt), "fp16"
     layers = sensitivities(scheme, judge, progress=progress) if options.sensitivity else []
     return Made(
         [
             MadeVariant("int8", cpu, cpu_settings),
-            MadeVariant("int8-trt", trt, trt_settings, literal=True),
+            MadeVariant("int8-trt", trt, trt_settings, literal=True, verdict=trt_verdict),
         ],
         search.attempts,
         encoded(calibration_of(package, data, scheme)),
@@ -176,14 +179,34 @@ def _int8(
     )
 
 
-def _trt_form(search: Search) -> onnx.ModelProto:
-    """TensorRT's form of the scheme, with rounded weights and biases only if they bring it closer too."""
-    scheme = search.scheme
-    if not scheme.trt_weights and scheme.means is None:
-        return scheme.for_trt()
-    nearest = replace(scheme, trt_weights={}, means=None)
-    with_all, plain = (search.judge.gap(s.for_trt(half=False), literal=True).error for s in (scheme, nearest))
-    return (scheme if with_all < plain else nearest).for_trt()
+def _trt_form(search: Search, *, plain: bool) -> tuple[Scheme, Verdict]:
+    """The scheme for TensorRT's form: with rounded weights and biases only if they bring that closer too.
+
+    Symmetric ranges are coarser than the CPU's, so that its budget may need more layers in FP16.
+    """
+    judge, scheme = search.judge, search.scheme
+    error = judge.gap(scheme.for_trt(half=False), literal=True).error
+    if scheme.trt_weights or scheme.means is not None:
+        nearest = replace(scheme, trt_weights={}, means=None)
+        without = judge.gap(nearest.for_trt(half=False), literal=True).error
+        if without <= error:
+            scheme, error = nearest, without
+    verdict = judge.verdict(scheme.for_trt(), literal=True)
+    if verdict.within or plain:
+        return scheme, verdict
+    products = set(trt_products(scheme.model))
+    ranked = [s.node for s in search.ranking() if s.node in products and s.node not in scheme.floats]
+    for name in ranked[: min(MOST_FLOATS, len(products) // 2)]:
+        trial = replace(scheme, floats=scheme.floats | {name})
+        found = judge.gap(trial.for_trt(half=False), literal=True)
+        search.attempts.append(Attempt.of(f"{name} in FP16 (int8-trt)", found, kept=found.error < error))
+        if found.error >= error:
+            continue
+        scheme, error = trial, found.error
+        verdict = judge.verdict(scheme.for_trt(), literal=True)
+        if verdict.within:
+            break
+    return scheme, verdict
 
 
 def _timing_settings(timing: Timing, *, paid: bool, name: str = "int8") -> dict[str, Any]:

@@ -23,6 +23,9 @@ MINIMUM_STEP = 1e-9
 """Smallest scale of an activation: a tensor that is always zero still needs one."""
 
 
+_ROUNDED_BY_ORT = ("Conv", "ConvTranspose", "Gemm")
+
+
 def affine_u8(span: Range) -> tuple[Array, Array]:
     """Scale (float32) and zero point (uint8) that map [low, high] to 0..255 with zero exact."""
     low, high = min(0.0, span.low), max(0.0, span.high)
@@ -67,6 +70,7 @@ class _Writer:
         self.scales: dict[str, tuple[str, str, float]] = {}
         self.nodes = list(graph.nodes)
         self.input_scale: dict[str, float] = {}
+        self._made: dict[str, Any] = {}
 
     def write(self) -> None:
         graph, placement = self.graph, self.placement
@@ -78,7 +82,7 @@ class _Writer:
                         self.input_scale[node.name] = self._params(name)[2]
                     if name not in copies:
                         copies[name] = self._pair(name)
-                    node.input[i] = copies[name]
+                    node.input[i] = self._shielded(node, copies[name]) if i == 0 else copies[name]
         for name in list(graph.outputs):
             if name in placement.spread:
                 self._quantize_output(name, copies)
@@ -101,8 +105,32 @@ class _Writer:
         scale, zero, _ = self._params(tensor)
         integers, floats = self.graph.fresh(f"{tensor}_quantized"), self.graph.fresh(f"{tensor}_dequantized")
         self.graph.node("QuantizeLinear", [tensor, scale, zero], [integers])
-        self.graph.node("DequantizeLinear", [integers, scale, zero], [floats])
+        self._made[floats] = self.graph.node("DequantizeLinear", [integers, scale, zero], [floats])
         return floats
+
+    def _shielded(self, node: Any, copy: str) -> str:
+        """`copy`, or for a product that stays float the same values from a DQ with one scale a channel.
+
+        ONNX Runtime (WeightBiasQuantization) would round float weights between a DQ of one scale and a Q to eight bits
+        with one scale for the whole tensor, and undo what the product was left in float for.
+        """
+        graph = self.graph
+        if node.op_type not in _ROUNDED_BY_ORT or node.name in self.placement.nodes:
+            return copy
+        if node.input[1] not in graph.constants or attribute(node, "transA", 0):
+            return copy
+        weight = graph.constants[node.input[1]]
+        inputs = {
+            "Conv": weight.shape[1] * attribute(node, "group", 1),
+            "ConvTranspose": weight.shape[0],
+            "Gemm": weight.shape[1 if attribute(node, "transB", 0) else 0],
+        }
+        width, pair = int(inputs[node.op_type]), self._made[copy]
+        scale = graph.constant(f"{copy}_scales", np.full(width, graph.constants[pair.input[1]], np.float32))
+        zero = graph.constant(f"{copy}_zero_points", np.full(width, graph.constants[pair.input[2]], np.uint8))
+        out = graph.fresh(f"{copy}_channels")
+        graph.node("DequantizeLinear", [pair.input[0], scale, zero], [out], axis=1)
+        return out
 
     def _quantize_output(self, name: str, copies: Mapping[str, str]) -> None:
         """The graph's output keeps its name, now behind a Q/DQ pair."""

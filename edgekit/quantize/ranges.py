@@ -42,6 +42,11 @@ class Range:
     high: float
 
     @property
+    def width(self) -> float:
+        """From one end to the other."""
+        return self.high - self.low
+
+    @property
     def peak(self) -> float:
         """Largest magnitude: what a symmetric scale covers."""
         return max(-self.low, self.high)

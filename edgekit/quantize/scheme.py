@@ -29,6 +29,7 @@ class Scheme:
         model: the float graph, prepared and perhaps rescaled.
         seen: distribution of each of its tensors that may be quantised.
         method: how ranges are taken from them.
+        methods: tensors whose ranges are taken in another way.
         floats: names of products left in float.
         weights: weights by node name that were rounded better than to the nearest step, for the CPU's form.
         trt_weights: the same for TensorRT's form, whose steps are finer.
@@ -39,6 +40,7 @@ class Scheme:
     model: onnx.ModelProto
     seen: Mapping[str, Histogram]
     method: Method
+    methods: Mapping[str, Method] = field(default_factory=dict)
     floats: frozenset[str] = frozenset()
     weights: Mapping[str, QuantWeight] = field(default_factory=dict)
     trt_weights: Mapping[str, QuantWeight] = field(default_factory=dict)
@@ -48,12 +50,12 @@ class Scheme:
     @cached_property
     def ranges(self) -> dict[str, Range]:
         """Asymmetric ranges by tensor."""
-        return {name: range_of(h, self.method) for name, h in self.seen.items()}
+        return {name: range_of(h, self.methods.get(name, self.method)) for name, h in self.seen.items()}
 
     @cached_property
     def symmetric_ranges(self) -> dict[str, Range]:
         """Symmetric ranges by tensor."""
-        return {name: range_of(h, self.method, symmetric=True) for name, h in self.seen.items()}
+        return {name: range_of(h, self.methods.get(name, self.method), symmetric=True) for name, h in self.seen.items()}
 
     def for_cpu(self) -> onnx.ModelProto:
         """The form that ONNX Runtime's CPU provider runs fastest."""

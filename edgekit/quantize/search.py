@@ -55,8 +55,14 @@ SPARING = 0.9
 Where the root of the error, in percent, is below the budget in points, none is: it would buy nothing asked for.
 """
 
+DIFFERENT = 0.05
+"""Two ranges of a tensor are worth telling apart if their widths differ by more than this share."""
+
+FINER = 0.99
+"""A tensor's range is taken in another way only if the error falls below this share."""
+
 EFFORT_S = 60.0
-"""Layers are tried one by one, without being asked to, only if that takes less."""
+"""Layers and tensors are tried one by one, without being asked to, only if that takes less."""
 
 SLOWER = 0.9
 """Products of two activations go back to eight bits if leaving them in float makes the model slower than this share."""
@@ -156,6 +162,8 @@ def best_scheme(
         _equalize(search, only="norm", what="smoothing")
         _equalize_attention(search)
     _equalize_recurrent(search)
+    if search.error > GOOD and search.tight and method is None:
+        _refine_ranges(search)
     if search.error > NEGLIGIBLE:
         _round_and_correct(search)
     if search.error > GOOD and search.tight:
@@ -241,6 +249,31 @@ def _rescaled(search: Search, what: str, models: Mapping[float, onnx.ModelProto]
     if search.scheme is not before and few.count < search.data.count:
         seen = histograms(search.scheme.model, list(before.seen), search.data, progress=search.progress)
         search.recalibrate(replace(search.scheme, seen=seen))
+
+
+def _refine_ranges(search: Search) -> None:
+    """Choose how the range of each tensor is taken, one after the other, where the ways differ."""
+    start, error = search.scheme, search.error
+    every = {m: replace(start, method=m, methods={}).ranges for m in METHODS}
+    trials: list[tuple[str, Method]] = []
+    for name, now in start.ranges.items():
+        tried = [now]
+        for m in METHODS:
+            other = every[m][name]
+            if all(abs(other.width - t.width) > DIFFERENT * t.width for t in tried):
+                tried.append(other)
+                trials.append((name, m))
+    if not trials or len(trials) * search.attempt_s > EFFORT_S:
+        return
+    best = start
+    for done, (name, m) in enumerate(trials):
+        search.progress("ranges, tensor by tensor", done, len(trials))
+        trial = replace(best, methods={**best.methods, name: m})
+        found = search.judge.gap(trial.for_cpu()).error
+        if found < FINER * error:
+            best, error = trial, found
+    if best is not start:
+        search.attempt(f"ranges of {len(best.methods)} tensors taken in their own way", best)
 
 
 def _round_and_correct(search: Search) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from edgekit.errors import UsageError
 from edgekit.package import Package
@@ -158,3 +160,38 @@ def test_lstm_inputs_are_levelled_and_the_lstm_runs_in_dynamic_int8(tmp_path: Pa
     dynamic = next(a for a in result.report.attempts if a.step == "LSTM in dynamic INT8")
     model = onnx.load(result.package.model_file(result.package.variant("int8")))
     assert ("DynamicQuantizeLSTM" in [n.op_type for n in model.graph.node]) == dynamic.kept
+
+
+def wide_net(blocks: int = 4) -> onnx.ModelProto:
+    """Convolutions of 16 channels, which TensorRT's form quantises too."""
+    nodes, weights, last = [], {}, "x"
+    for i in range(blocks):
+        weights[f"w{i}"] = random(16, 3 if i == 0 else 16, 3, 3, scale=0.2, seed=i)
+        nodes.append(helper.make_node("Conv", [last, f"w{i}"], [f"c{i}"], pads=[1, 1, 1, 1], name=f"conv{i}"))
+        nodes.append(helper.make_node("Relu", [f"c{i}"], [f"a{i}"], name=f"relu{i}"))
+        last = f"a{i}"
+    nodes.append(helper.make_node("GlobalAveragePool", [last], ["y"]))
+    return prepared(model_of(nodes, weights, {"x": ("batch", 3, 12, 12)}, ["y"]))
+
+
+def test_tensorrts_form_leaves_more_layers_in_fp16_where_its_budget_asks_for_it(tmp_path: Path) -> None:
+    package = package_of(tmp_path / "wide.edge", wide_net(), data_of(images(32)).inputs)
+    first = quantize_package(package, max_drop=100)
+    loose = first.report.variants[1]
+    result = quantize_package(first.package, max_drop=0.9 * loose.drop, force=True)
+    form, tight = result.package.variant("int8-trt").settings, result.report.variants[1]
+    assert form["float_layers"]
+    assert tight.drop < loose.drop
+    tried = [a for a in result.report.attempts if a.step.endswith("(int8-trt)")]
+    assert {a.step.split()[0] for a in tried if a.kept} <= set(form["float_layers"])
+
+
+def test_a_layer_in_float_is_not_rounded_by_onnx_runtime(tmp_path: Path) -> None:
+    graph = Graph(wide_net())
+    silent, loud = graph.constants["w0"].copy(), graph.constants["w1"].copy()
+    silent[5], loud[:, 5] = 0, 50  # a channel that is always zero, met by weights that spoil one scale for all
+    graph.set_constant("w0", silent)
+    graph.set_constant("w1", loud)
+    search = searched(tmp_path, graph.model(), plain=True)
+    mixed = replace(search.scheme, floats=frozenset({"conv1"})).for_cpu()
+    assert search.judge.gap(mixed).error < 1.1 * search.judge.gap(mixed, literal=True).error
