@@ -13,7 +13,7 @@ from edgekit.manifest import Variant
 from edgekit.package import Package, Samples
 from edgekit.recipe import ModelSpec
 from edgekit.runtime.placed import open_placed
-from edgekit.runtime.select import open_session, runnable
+from edgekit.runtime.select import not_runnable, open_session
 from edgekit.runtime.session import Session
 from edgekit.tensors import Array, Tensors, run_in_batches
 
@@ -86,8 +86,8 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def passed(self) -> bool:
-        """Whether every variant that ran is within its tolerance."""
-        return all(c.passed for c in self.checks)
+        """Whether a variant ran, and every one that did is within its tolerance."""
+        return bool(self.checks) and all(c.passed for c in self.checks)
 
 
 def verify(
@@ -102,9 +102,9 @@ def verify(
     """Run every variant that this machine (or its `device`) can run on the package's samples and compare with the
     stored reference.
 
-    With `recipe`, its `evaluate` runs through each variant too. Of a package of stages every stage is checked, its
-    variants called "STAGE/VARIANT", and then the whole ("all stages", with the best variant of each). Needs neither
-    torch nor onnx.
+    `variants` names those to run in place of all that can. With `recipe`, its `evaluate` runs through each variant too.
+    Of a package of stages every stage is checked, its variants called "STAGE/VARIANT", and then the whole ("all
+    stages", with the best variant of each). Needs neither torch nor onnx.
 
     Raises:
         UsageError: no such device or variant.
@@ -115,16 +115,14 @@ def verify(
     if package.stage_names:
         return _verify_stages(package, recipe, variants, threads, device)
     samples = package.samples()
-    able = {v.id for v in runnable(package, device=device)}
+    against = not_runnable(package, device=device)
     wanted = [package.variant(v) for v in variants] if variants else list(package.manifest.variants)
     checks: list[Check] = []
     skipped: dict[str, str] = {}
     baseline: dict[str, float] = {}
     for variant in sorted(wanted, key=lambda v: v.id != package.reference.id):
-        if variant.id not in able:
-            skipped[variant.id] = f"a {variant.format} variant for {variant.target} does not run on this machine"
-            if variant.precision == "int8-trt":
-                skipped[variant.id] = "TensorRT's form of INT8; compile it and verify the engine"
+        if variant.id in against and not variants:  # one that is named is run, or refused with an error
+            skipped[variant.id] = against[variant.id]
             continue
         with open_session(package, variant=variant.id, threads=threads, device=device) as session:
             metrics = recipe.measure(session.run, metric_samples) if recipe is not None else {}

@@ -143,8 +143,26 @@ def test_unknown_variants_are_misuse(tiny: Package) -> None:
 
 def test_tensorrts_int8_is_not_run_on_a_cpu(tiny: Package) -> None:
     report = verify(with_variant(tiny, WEIGHT, precision="int8-trt", name="int8-trt"))
-    assert "int8-trt" in report.skipped
+    assert "TensorRT's form of INT8" in report.skipped["int8-trt"]
     assert report.passed
+
+
+def test_a_variant_that_is_named_is_run_or_refused_and_nothing_run_is_no_pass(tiny: Package) -> None:
+    package = with_variant(tiny, WEIGHT, precision="int8-trt", name="int8-trt")
+    assert [c.variant for c in verify(package, variants=["int8-trt"]).checks] == ["int8-trt"]
+    with package.edit() as writer:
+        writer.path("engines/a.engine").write_bytes(b"engine")
+        writer.put(
+            writer.variant_of("engines/a.engine", id="a", precision="fp16", format="tensorrt", target="sm72-trt10.3")
+        )
+        for variant in package.manifest.variants:
+            writer.remove(variant.id)
+        alone = writer.commit()
+    with pytest.raises(UsageError, match="cannot run variant 'a': engine 'a' "):
+        verify(alone, variants=["a"])
+    report = verify(alone)
+    assert report.skipped.keys() == {"a"}
+    assert not report.passed
 
 
 def test_the_demo_model_needs_no_torch_to_be_verified(digits: Package) -> None:

@@ -17,7 +17,7 @@ from edgekit.errors import BackendError, UsageError
 from edgekit.manifest import Variant
 from edgekit.package import Package
 from edgekit.runtime.ort import physical_cores
-from edgekit.runtime.select import open_session, runnable
+from edgekit.runtime.select import not_runnable, open_session, runnable
 from edgekit.telemetry import Found, find_sensors
 from edgekit.telemetry.machine import cpu, system
 
@@ -129,12 +129,7 @@ def _selected(
     able = list(runnable(package, device=device))
     if not able:
         raise UsageError(f"'{package.path.name}' has no variant that this machine can run. Export an ONNX variant.")
-    skipped = {}
-    for v in package.manifest.variants:
-        if v.precision == "int8-trt":
-            skipped[v.id] = "TensorRT's form of INT8, several times slower than FP32 here; --variant measures it"
-        elif v not in able:
-            skipped[v.id] = f"a {v.format} engine for {v.target}, which this machine cannot run"
+    skipped = not_runnable(package, device=device)
     return able, skipped
 
 

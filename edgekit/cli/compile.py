@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out `edgekit compile`."""
+    from edgekit.cli.output import note
     from edgekit.engine.apply import compile_package
     from edgekit.engine.profiles import parse_shapes
     from edgekit.errors import UsageError
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
             kind=args.module,
             use_cache=not args.no_cache,
             progress=report,
+            note=note,
         )
     _print(made, as_json=args.json, package=args.package)
     return 0
@@ -94,8 +96,8 @@ def run(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace, package: Package, profiles: list[Profile]) -> int:
     from edgekit.cli.output import print_json
     from edgekit.cli.plan import print_plan
-    from edgekit.engine.apply import resolve
     from edgekit.engine.plan import broken, plan_package
+    from edgekit.engine.request import resolve
     from edgekit.gpu import this_gpu
     from edgekit.targets import targets
 

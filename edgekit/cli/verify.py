@@ -76,7 +76,9 @@ def _print(report: VerifyReport) -> None:
     print_table([*columns, "verdict"], [_row(c, metric) for c in report.checks], title=title)
     for variant, why in report.skipped.items():
         print_text(f"{variant}: not run, {why}")
-    if report.metric_note:
+    if not report.checks:
+        note(f"no variant of {report.package} can run on this machine, so nothing was verified")
+    elif report.metric_note:
         note(report.metric_note)
 
 

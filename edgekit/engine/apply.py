@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -17,21 +17,27 @@ from edgekit.engine.build import Built, Step, build_engine
 from edgekit.engine.conditions import conditions_resolved
 from edgekit.engine.inspect import EngineLayers, EngineSummary, intended_precisions, summary_of
 from edgekit.engine.options import BuildOptions, build_digest
-from edgekit.engine.profiles import Profile, profiles_for
-from edgekit.engine.trt_module import TrtModule, load
+from edgekit.engine.profiles import Profile
+from edgekit.engine.request import (
+    check_machine,
+    check_target,
+    fitting,
+    module_for,
+    profiles_of,
+    resolve,
+    sources_of,
+)
+from edgekit.engine.trt_module import TrtModule
 from edgekit.errors import UsageError
 from edgekit.gpu import Gpu, this_gpu
 from edgekit.graphs import load_model, save_model
 from edgekit.manifest import Variant
 from edgekit.package import Package, PackageWriter
-from edgekit.targets import THIS, Target, target_of, target_of_gpu
-from edgekit.trt_api import MODULES, Kind
+from edgekit.targets import Target
+from edgekit.trt_api import Kind
 
-COMPILED = ("fp16", "bf16", "int8-trt")
-"""Variants that are compiled when none is named: those that a GPU gains from."""
-
-_JETSON = (72, 87, 110)
-"""Compute capabilities of chips that only Jetsons have."""
+if TYPE_CHECKING:
+    import onnx
 
 Progress = Callable[[str, Step], None]
 """Takes the id of the engine that is being built, and how far it is."""
@@ -99,11 +105,13 @@ def compile_package(
     kind: Kind | None = None,
     use_cache: bool = True,
     progress: Progress | None = None,
+    note: Callable[[str], None] = lambda _text: None,
 ) -> tuple[Package, list[Compiled]]:
     """Engines of `variants` (default: those in `COMPILED` that the package has) for every target, added to `package`.
 
     Nothing is written unless all of them can be built. An equal engine that is in the package or in the cache is used
-    as it is; `use_cache` False builds anew.
+    as it is; `use_cache` False builds anew. A variant that was not named and that a target cannot run is left out, and
+    `note` hears of it.
 
     Raises:
         UsageError: a target, variant, option or range of shapes that cannot be.
@@ -121,9 +129,12 @@ def compile_package(
         module = module_for(target, kind, gpu)
         module.check(wanted)
         check_target(target, wanted)
-        for source in sources:
+        check_machine(module, gpu, wanted)
+        for source in fitting(sources, target, name=name, named=bool(variants), note=note):
             job = _job(source, target, module, wanted, gpu)
             jobs.setdefault(job.id, (name, job))
+    if not jobs:
+        raise UsageError(f"No variant of '{package.path.name}' runs on {', '.join(targets)}. Name one with --variant.")
     with package.edit() as writer:
         made = [_make(package, writer, name, job, use_cache, progress) for name, job in jobs.values()]
         if all(c.reused == "package" for c in made):
@@ -184,9 +195,9 @@ def _build(package: Package, job: _Job, progress: Progress | None) -> tuple[Buil
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         path = package.model_file(job.source)
         model = load_model(path) if available("onnx") else None
-        if model is not None and available("onnxruntime"):
-            model, resolved = conditions_resolved(model, job.options.profiles)
-            if resolved:
+        if model is not None:
+            model, changed = _graph_for(model, job)
+            if changed:
                 path = Path(folder) / path.name
                 save_model(model, path)
         built = build_engine(
@@ -199,6 +210,14 @@ def _build(package: Package, job: _Job, progress: Progress | None) -> tuple[Buil
             on_step=on_step,
         )
     return built, {} if model is None else intended_precisions(model)
+
+
+def _graph_for(model: onnx.ModelProto, job: _Job) -> tuple[onnx.ModelProto, bool]:
+    """The graph that is built of a variant for a target, and whether it differs from the variant's own."""
+    if not available("onnxruntime"):
+        return model, False
+    model, resolved = conditions_resolved(model, job.options.profiles)
+    return model, resolved > 0
 
 
 def _settings(package: Package, name: str, job: _Job, build_s: float) -> dict[str, Any]:
@@ -249,94 +268,3 @@ def stored_layers(package: Package, variant: Variant) -> EngineLayers | None:
         return msgspec.json.decode(package.file(name).read_bytes(), type=EngineLayers)
     except msgspec.DecodeError:
         return None
-
-
-def sources_of(package: Package, asked: Sequence[str]) -> list[Variant]:
-    """The ONNX variants to compile: those asked for, else those in `COMPILED`. Raises UsageError."""
-    if not asked:
-        found = [v for v in package.manifest.variants if v.format == "onnx" and v.id in COMPILED]
-        if not found:
-            raise UsageError(
-                f"'{package.path.name}' has no variant that a GPU gains from. Make one with: edgekit quantize "
-                f"{package.path.name} --precision fp16 (or int8), or compile what it has with: --variant "
-                f"{package.reference.id}"
-            )
-        return found
-    out = []
-    for name in dict.fromkeys(asked):
-        variant = package.variant(name)
-        if variant.format != "onnx":
-            raise UsageError(f"Variant '{name}' is an engine already; name the ONNX variant that it comes from.")
-        if variant.precision == "int8" and variant.settings.get("form") == "cpu":
-            raise UsageError(
-                f"Variant '{name}' is ONNX Runtime's form of INT8; TensorRT takes 'int8-trt'. Name that one."
-            )
-        out.append(variant)
-    return out
-
-
-def profiles_of(package: Package, asked: Sequence[Profile]) -> tuple[Profile, ...]:
-    """The checked profiles of a package's inputs; see `profiles_for`."""
-    inputs = package.manifest.input_specs
-    batch = inputs[0].shape[0] if inputs[0].batched else None
-    others = any(isinstance(d, str) and d != batch for s in inputs for d in s.shape)
-    shapes = {}
-    if others and package.manifest.samples is not None:
-        shapes = {name: array.shape for name, array in package.samples().inputs.items()}
-    return profiles_for(inputs, asked, shapes)
-
-
-def resolve(name: str, gpu: Gpu | None) -> Target:
-    """The target called `name`, where "this" is `gpu`. Raises UsageError."""
-    if name.strip().lower() != THIS:
-        return target_of(name)
-    if gpu is None:
-        raise UsageError(
-            "Target 'this' needs an NVIDIA GPU and its driver, which this machine lacks. Name a target, for example "
-            "--target rtx-4090, or see: edgekit doctor"
-        )
-    return target_of_gpu(gpu.name, gpu.sm, board=gpu.board)
-
-
-def check_target(target: Target, options: BuildOptions) -> None:
-    """Raise UsageError if `options` ask for what the target's hardware does not have."""
-    if options.dla is not None:
-        without = target.sm not in (72, 87) or (target.family != "generic" and options.dla >= target.dla)
-        if without:
-            have = f"{target.dla}" if target.family != "generic" else "none"
-            raise UsageError(
-                f"{target.name} has no deep-learning accelerator {options.dla} (it has {have}). Leave --dla out."
-            )
-    if options.hardware == "ampere+" and (target.sm < 80 or target.sm in _JETSON):
-        why = "is a Jetson chip, for which TensorRT has no such engines" if target.sm in _JETSON else "is older"
-        raise UsageError(f"{target.name} ({target.sm_name}) {why}. Leave --hardware ampere+ out.")
-
-
-def module_for(target: Target, kind: Kind | None, gpu: Gpu | None) -> TrtModule:
-    """The TensorRT that compiles for `target` on this machine: `kind`, or the one that can.
-
-    Raises:
-        UsageError: no TensorRT can do it here; the message says where.
-        MissingDependencyError: the one that can is not installed.
-    """
-    here = gpu is not None and gpu.sm == target.sm
-    if kind is None:
-        if here and available(MODULES["tensorrt"]):
-            kind = "tensorrt"
-        elif target.rtx:
-            kind = "tensorrt-rtx"
-        else:
-            kind = "tensorrt"
-    if kind == "tensorrt-rtx" and not target.rtx:
-        raise UsageError(
-            f"TensorRT-RTX does not compile for {target.name} ({target.sm_name}). Compile on the device with: "
-            "edgekit compile X.edge --target this"
-        )
-    if kind == "tensorrt" and not here:
-        hint = " With --module tensorrt-rtx it can be built here." if target.rtx else ""
-        raise UsageError(
-            f"An engine for {target.name} ({target.sm_name}) is built on such a device: run edgekit compile there with "
-            f"--target this. What will work there is said by: edgekit compile X.edge --target {target.name} --plan."
-            + hint
-        )
-    return load(kind)

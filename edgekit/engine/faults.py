@@ -22,7 +22,7 @@ def parse_error(module: TrtModule, model: Path, faults: Sequence[ParserFault]) -
     fault = faults[0]
     where = node_text(fault, model)
     more = f" ({len(faults) - 1} more)" if len(faults) > 1 else ""
-    reason = fault.text.rstrip(". ") or fault.code
+    reason = reason_text(fault)
     if fault.code.startswith(_OPERATOR) or "No importer registered" in fault.text or "plugin" in fault.text.lower():
         return UnsupportedOperatorError(
             f"{module.title} does not take {where}: {reason}{more}. Replace the operator in the model, "
@@ -32,6 +32,17 @@ def parse_error(module: TrtModule, model: Path, faults: Sequence[ParserFault]) -
         f"{module.title} cannot read '{model.name}' at {where}: {reason}{more}. Change that part of the model and "
         "export again."
     )
+
+
+def reason_text(fault: ParserFault) -> str:
+    """What the parser has against a node; some releases say no more than the failed condition ("false")."""
+    lines = [line.strip() for line in fault.text.splitlines() if line.strip() and "catchCudaError" not in line]
+    text = _PREFIX.sub("", re.sub(r" In \w+ at /\S+", "", lines[0])).rstrip(" .)")[:400] if lines else ""
+    if text.lower() not in ("", "false", "0"):
+        return text
+    if fault.code == "UNSUPPORTED_NODE":
+        return "its parser does not have this operator"
+    return f"its parser gives no reason but {fault.code}" if fault.code else "its parser gives no reason"
 
 
 def node_text(fault: ParserFault, model: Path) -> str:

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from edgekit._lazy import available
-from edgekit.engine.apply import COMPILED, profiles_of, sources_of
 from edgekit.engine.conditions import conditions_resolved
 from edgekit.engine.estimate import activation_bytes, small_constants
-from edgekit.engine.faults import node_text
+from edgekit.engine.faults import node_text, reason_text
 from edgekit.engine.operators import (
     AOT_PLUGINS,
     FUNCTIONS,
@@ -27,6 +26,7 @@ from edgekit.engine.operators import (
     restriction,
 )
 from edgekit.engine.profiles import Profile
+from edgekit.engine.request import COMPILED, profiles_of, sources_of
 from edgekit.engine.trt_module import load
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.graphs import (
@@ -186,7 +186,7 @@ class _Model:
         if self._parser is None:
             module = load("tensorrt-rtx", why="ask its parser")
             self._parser = [
-                f"{node_text(f, self.path)}: its parser says '{f.text}' ({f.code})"
+                f"The parser of TensorRT-RTX refuses {node_text(f, self.path)}: {reason_text(f)}."
                 for f in module.faults(str(self.path))
             ]
         return self._parser

@@ -43,17 +43,29 @@ def runnable(package: Package, *, device: str | None = None, machine: Machine | 
     Without a GPU "int8-trt" is left out: TensorRT's form of INT8 is several times slower than FP32 on a CPU; and
     "bf16", for which ONNX Runtime's CPU provider has no kernels. Engines are in where GPU and TensorRT are theirs.
     """
+    without = not_runnable(package, device=device, machine=machine)
+    return tuple(v for v in package.manifest.variants if v.id not in without)
+
+
+def not_runnable(package: Package, *, device: str | None = None, machine: Machine | None = None) -> dict[str, str]:
+    """The variants that `runnable` leaves out -> why, as a clause."""
     package.require_one_model()
     here = _at(device, machine or _machine(package, device))
-    return tuple(v for v in package.manifest.variants if _runs(v, here))
+    reasons = {v.id: _against(v, here) for v in package.manifest.variants}
+    return {name: why for name, why in reasons.items() if why}
 
 
-def _runs(variant: Variant, machine: Machine) -> bool:
+def _against(variant: Variant, machine: Machine) -> str:
+    """What keeps a variant from running; "" if nothing does."""
     if variant.format in MODULES:
-        return not engine_obstacle(variant, machine)
-    if variant.format != "onnx" or variant.precision == "int8-trt":
-        return False
-    return variant.precision != "bf16" or machine.onnx_cuda
+        return engine_obstacle(variant, machine)
+    if variant.format != "onnx":
+        return f"it is of format {variant.format}, which this edgekit does not run"
+    if variant.precision == "int8-trt":
+        return "it is TensorRT's form of INT8, several times slower than FP32 on a CPU: compile it"
+    if variant.precision == "bf16" and not machine.onnx_cuda:
+        return "ONNX Runtime has bfloat16 on CUDA alone"
+    return ""
 
 
 def engine_obstacle(variant: Variant, machine: Machine) -> str:
@@ -65,7 +77,7 @@ def _obstacle(variant: Variant, machine: Machine) -> tuple[str, str]:
     """Why this machine cannot run an engine, as a clause, and what to do about it; both "" if it may."""
     name = f"engine '{variant.id}'"
     if not machine.gpu:
-        return f"{name} needs an NVIDIA GPU", "Run it on a machine that has one"
+        return f"{name} needs an NVIDIA GPU ({variant.target})", "Run it on a machine that has one"
     built, options = _sm(variant), variant.settings.get("options", {})
     portable = options.get("hardware") == "ampere+" and 80 <= built <= machine.sm
     if built != machine.sm and not portable:
@@ -138,11 +150,10 @@ def candidates(
 
 def _asked(chosen: Variant, here: Machine, device: str | None) -> list[Choice]:
     if chosen.format in MODULES:
-        obstacle = engine_obstacle(chosen, here)
-        if obstacle:
+        clause, fix = _obstacle(chosen, here)
+        if clause:
             raise UsageError(
-                f"Variant '{chosen.id}' is a {chosen.format} engine for {chosen.target}, "
-                f"which this machine cannot run: {obstacle}. Leave --variant out to let edgekit choose."
+                f"This machine cannot run variant '{chosen.id}': {clause}. {fix}. Without --variant edgekit chooses."
             )
         return [Choice(chosen, "asked for", str(here.place))]
     if chosen.format != "onnx":

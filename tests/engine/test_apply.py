@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.engine.apply import check_target, compile_package, module_for, resolve, stored_layers
+from edgekit.engine.apply import compile_package, stored_layers
 from edgekit.engine.build import Step
 from edgekit.engine.options import BuildOptions
 from edgekit.engine.profiles import parse_shapes
+from edgekit.engine.request import check_target, module_for, resolve
 from edgekit.engine.trt_module import TrtModule
 from edgekit.errors import BackendError, IntegrityError, MissingDependencyError, UsageError
-from edgekit.gpu import Gpu
+from edgekit.gpu import Gpu, this_gpu
 from edgekit.inspect import inspect_package
 from edgekit.package import Package
+from edgekit.quantize.fp16 import BF16, half_model, raised_for
 from edgekit.runtime.select import choose, runnable
 from edgekit.targets import target_of
 from tests.engine.conftest import add_variant
@@ -64,8 +66,6 @@ def test_what_changes_the_engine_builds_it_anew(rtx: TrtModule, net: Package, ch
     elif change == "profiles":
         profiles = [parse_shapes("x:1x3x12x12..2x3x12x12")]
     else:
-        from edgekit.quantize.fp16 import half_model
-
         package = add_variant(package, "fp16", half_model(conv_net(weight_scale=0.3)))
     package, made = compile_package(package, ["sm_86"], options=options, profiles=profiles)
     assert made[0].reused == ""
@@ -235,3 +235,23 @@ def test_other_free_dimensions_take_the_samples_size(rtx: TrtModule, tmp_path: P
     package = add_variant(package_of(tmp_path / "seq.edge", model, {"x": rows}), "fp16", half_model(model))
     package, made = compile_package(package, ["sm_86"])
     assert package.variant(made[0].id).settings["profiles"][0]["x"]["opt"] == [8, 7, 32]
+
+
+@pytest.mark.parametrize("option", ["refit", "strip"])
+def test_engines_whose_weights_change_need_a_gpu_to_be_built(rtx: TrtModule, net: Package, option: str) -> None:
+    if this_gpu() is not None:
+        pytest.skip("this machine has a GPU, so refittable engines can be built")
+    before = net.manifest
+    with pytest.raises(UsageError, match="needs an NVIDIA GPU and its driver for --refit and --strip"):
+        compile_package(net, ["sm_86"], options=BuildOptions(**{option: True}))  # type: ignore[arg-type]
+    assert Package.open(net.path).manifest == before
+
+
+def test_bfloat16_is_compiled_where_the_chip_has_it(rtx: TrtModule, net: Package) -> None:
+    net = add_variant(net, "bf16", half_model(raised_for(conv_net(), BF16), kind=BF16))
+    said: list[str] = []
+    _, made = compile_package(net, ["sm_75", "sm_86"], note=said.append)
+    assert [c.id.partition("-rtx")[0] for c in made] == ["fp16-sm75", "fp16-sm86", "bf16-sm86"]
+    assert said == ["bf16 is left out for sm_75: Turing has no bfloat16"]
+    with pytest.raises(UsageError, match=r"Turing has no bfloat16 \(sm_75\)\. Compile the FP16 variant"):
+        compile_package(net, ["sm_75"], variants=["bf16"])

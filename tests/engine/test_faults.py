@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from onnx import helper
 
-from edgekit.engine.faults import build_error, node_text, parse_error
+from edgekit.engine.faults import build_error, node_text, parse_error, reason_text
 from edgekit.engine.trt_module import ParserFault
 from edgekit.errors import BackendError, MissingDependencyError, UnsupportedOperatorError
 from tests.engine.conftest import saved
@@ -64,3 +64,25 @@ def test_what_the_compiler_says_becomes_a_sentence(message: str, kind: type[Exce
 
 def test_a_silent_failure_still_says_something() -> None:
     assert "no reason was given" in str(build_error(fake_module("10.3"), [], what="fp16", sm=87))
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "reason"),
+    [
+        ("UNSUPPORTED_NODE", "false", "its parser does not have this operator"),
+        ("UNSUPPORTED_NODE_ATTR", "false", "its parser gives no reason but UNSUPPORTED_NODE_ATTR"),
+        ("UNSUPPORTED_NODE_ATTR", "mode must be linear. ", "mode must be linear"),
+        (
+            "INTERNAL_ERROR",
+            "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (In catchCudaError)\n"
+            "ITensor::getDimensions: Error Code 4: API Usage Error (scores: IMatrixMultiplyLayer must have same input "
+            "types. `A` is of type Float and `B` is of type BFloat16. In validateTypes at "
+            "/_src/optimizer/common/nodes/matrixMultiplyNode.cpp:38)\n"
+            "ITensor::getDimensions: Error Code 4: API Usage Error (Output shape can not be computed)",
+            "scores: IMatrixMultiplyLayer must have same input types. `A` is of type Float and `B` is of type BFloat16",
+        ),
+        ("", "", "its parser gives no reason"),
+    ],
+)
+def test_a_parser_that_says_only_which_condition_failed_is_put_into_words(code: str, text: str, reason: str) -> None:
+    assert reason_text(ParserFault(code, text, 0, "n", "Det")) == reason

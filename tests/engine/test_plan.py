@@ -178,8 +178,11 @@ def test_the_real_parser_is_asked_where_it_serves(rtx: TrtModule, tmp_path: Path
     ]
     package = package_of(tmp_path / "det.edge", model_of(nodes, {}, {"x": (2, 3, 3)}, ["a", "b"]))
     (found,) = planned(package, "rtx-4090")
-    said = [p for p in found.problems if "its parser says" in p]
-    assert [p.partition(":")[0] for p in said] == ["Det (node 'first_det')", "Det (node 'second_det')"]
+    said = [p for p in found.problems if "The parser of TensorRT-RTX refuses" in p]
+    assert [p.partition("refuses ")[2] for p in said] == [
+        "Det (node 'first_det'): its parser does not have this operator.",
+        "Det (node 'second_det'): its parser does not have this operator.",
+    ]
 
 
 def test_conditions_inside_conditions_are_a_doubt(tmp_path: Path) -> None:
