@@ -171,7 +171,7 @@ class Library:
     def poll(self) -> None:
         """Look at the disk once, and load, replace and withdraw what changed."""
         self._scan()
-        wanted = self._wanted()
+        wanted = self._wanted(patient=True)
         for source in wanted:
             have = self._loaded.get(source.key)
             if (have is not None and have.signature == source.signature) or (
@@ -269,15 +269,23 @@ class Library:
                     LOGGER.warning("'%s' is not served: '%s' has its name and version", path, twin.path)
         self._sources = found
 
-    def _wanted(self) -> list[Source]:
-        """The sources that should be served: packages as found, pipelines after them."""
+    def _wanted(self, *, patient: bool = False) -> list[Source]:
+        """The sources that should be served: packages as found, pipelines after them.
+
+        If the options of a model cannot be read, a `patient` call goes on with the versions that are served.
+        """
         by_name: dict[str, list[Source]] = {}
         for source in self._sources.values():
             if source.name not in self._unloaded:
                 by_name.setdefault(source.name, []).append(source)
         out: list[Source] = []
         for name, sources in by_name.items():
-            out += chosen_versions(sources, self._options(sources[0].path, name).versions)
+            try:
+                out += chosen_versions(sources, self._options(sources[0].path, name).versions)
+            except UsageError:
+                if not patient:
+                    raise
+                out += [s for s in sources if s.key in self._loaded] or chosen_versions(sources, "latest")
         return sorted(out, key=lambda s: s.pipeline is not None)
 
     def _options(self, path: Path, name: str) -> ModelOptions:

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
-from edgekit.errors import IntegrityError, PackageError, UsageError
+from edgekit.errors import UsageError
 from edgekit.runtime.fake import FakeSession
-from edgekit.serve.library import load_models, package_folders
+from edgekit.serve.library import load_models
 from edgekit.serve.messages import RequestError
 from edgekit.serve.model import Model
 from edgekit.serve.repository import Repository
-from tests.serve.packages import copy_with_changed_byte, wide_package
+from tests.serve.packages import wide_package
 from tests.tiny import tiny_package
 
 
 def fake(name: str, version: str = "1") -> Model:
     return Model(FakeSession([], [], lambda feed: {}), name=name, version=version)
-
-
-def test_packages_and_folders_of_packages(tmp_path: Path) -> None:
-    (tmp_path / "repository").mkdir()
-    tiny_package(tmp_path / "repository" / "b.edge")
-    (tmp_path / "repository" / "notes.txt").write_text("")
-    (tmp_path / "repository" / ".b.edge.staging-1-0").mkdir()
-    found = package_folders([tmp_path / "repository", tmp_path / "other.edge"])
-    assert [p.name for p in found] == ["b.edge", "other.edge"]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="holds no package"):
-        package_folders([tmp_path / "empty"])
 
 
 def test_a_small_model_runs_where_requests_are_parsed_and_on_one_thread(tmp_path: Path) -> None:
@@ -49,23 +36,6 @@ def test_a_large_model_gets_a_thread_of_its_own(tmp_path: Path) -> None:
     assert not model.worker.inline
     assert "2 threads" in model.session.device
     model.close()
-
-
-def test_what_cannot_be_served(tmp_path: Path) -> None:
-    tiny = tiny_package(tmp_path / "tiny.edge").path
-    twin = shutil.copytree(tiny, tmp_path / "twin.edge")
-    changed = copy_with_changed_byte(wide_package(tmp_path / "wide.edge", 8).path, tmp_path / "changed.edge")
-    (tmp_path / "file.edge").write_text("")
-    with pytest.raises(UsageError, match="are both named 'tiny'"):
-        load_models([tiny, twin])
-    with pytest.raises(IntegrityError, match="'fp32.onnx' in 'changed.edge' was changed"):
-        load_models([tiny, changed])
-    with pytest.raises(PackageError, match="not an edgekit package"):
-        load_models([tmp_path / "file.edge"])
-    with pytest.raises(PackageError, match="does not exist"):
-        load_models([tmp_path / "nothing.edge"])
-    with pytest.raises(UsageError, match="no variant 'int4'; it has fp32, int8"):
-        load_models([tiny], given={"variant": "int4"})
 
 
 def test_models_are_found_by_name_and_version() -> None:
