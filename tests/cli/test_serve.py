@@ -85,7 +85,7 @@ def test_a_repository_folder(tiny: Package, tmp_path: Path) -> None:
     wide_package(folder / "wide.edge", 8)
     with served(folder, options=("--threads", "1")) as running:
         assert [m["name"] for m in running.models] == ["tiny", "wide"]
-        assert all("1 threads" in m["device"] for m in running.models)
+        assert all("1 thread" in m["device"] for m in running.models)
 
 
 def test_a_port_in_use(tiny: Package, edgekit: Run) -> None:

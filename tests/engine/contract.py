@@ -72,6 +72,17 @@ def main(model: Path) -> None:
     )
     assert len(built.data) > 10_000
     assert len(steps) > 5
+    assert built.timing_cache  # what a first build learned is taken by the second
+    again = build_engine(
+        model,
+        module=module,
+        sm=90,
+        options=BuildOptions(profiles=options.profiles),
+        timing_cache=built.timing_cache,
+    )
+    assert again.timing_cache
+    plain = BuildOptions(profiles=options.profiles, timing_cache=False)
+    assert build_engine(model, module=module, sm=90, options=plain).timing_cache is None
     print("contract held by", module.title)
 
 

@@ -27,7 +27,7 @@ def test_a_model_runs_from_bytes_and_from_a_file(tmp_path: Path) -> None:
         with OrtSession(source, threads=1) as session:
             assert isinstance(session, Session)
             np.testing.assert_allclose(session.run({"x": x})["scores"], WEIGHT)
-            assert "CPU, 1 threads" in session.device
+            assert "CPU, 1 thread" in session.device
 
 
 def test_inputs_are_checked_before_the_runtime_sees_them() -> None:

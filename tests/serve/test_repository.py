@@ -24,7 +24,7 @@ def test_a_small_model_runs_where_requests_are_parsed_and_on_one_thread(tmp_path
     heard: list[str] = []
     (model,) = load_models([tiny_package(tmp_path / "tiny.edge").path], loaded=lambda m: heard.append(str(m)))
     assert model.worker.inline
-    assert "1 threads" in model.session.device
+    assert "1 thread" in model.session.device
     assert model.labels == ("red", "green", "blue")
     assert heard == [str(model)]
     assert heard[0].startswith("tiny: int8 (best of 2 variants")
