@@ -321,6 +321,13 @@ def check_nvml(seconds: float, folder: Path) -> dict[str, Any]:
     return {"ok": figures["energy_period_ms"] is not None, **figures, "fields": fields}
 
 
+def check_energy(seconds: float, folder: Path) -> dict[str, Any]:
+    """Joules per inference by the energy counter and by power readings, which must agree."""
+    from scripts.gpu_energy import check_energy as check
+
+    return check(seconds, folder)
+
+
 def _period_ms(read: Callable[[], int], seconds: float) -> float | None:
     """Median time between changes of a reading; None if it did not change."""
     changes, last = [], read()
@@ -340,6 +347,7 @@ CHECKS: dict[str, Callable[[float, Path], dict[str, Any]]] = {
     "tensorrt": lambda seconds, folder: check_engine("tensorrt", seconds, folder),
     "tensorrt_rtx": lambda seconds, folder: check_engine("tensorrt-rtx", seconds, folder),
     "nvml": check_nvml,
+    "energy": check_energy,
 }
 
 

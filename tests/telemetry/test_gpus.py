@@ -1,7 +1,15 @@
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
+import pytest
+
+from edgekit.telemetry import measure_energy, measured_period
+from edgekit.telemetry.gpus import find_gpus
+from edgekit.telemetry.nvml import find_nvml
+from tests.data import ROOT
 from tests.telemetry.nvml_stub import run_with_stub
 
 READ = """
@@ -77,3 +85,38 @@ def test_a_gpu_that_is_lost_from_the_start_is_a_sentence(tmp_path: Path) -> None
 
 def test_mig_instances_are_listed_under_their_board(tmp_path: Path) -> None:
     assert run_with_stub(tmp_path, READ + "print(gpu.mig)", MIG=2) == "('MIG-77000000-0', 'MIG-77000000-1')"
+
+
+def test_counter_and_power_are_compared_in_joules_per_inference(tmp_path: Path) -> None:
+    code = f"""
+import json, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from scripts.gpu_energy import compare
+print(json.dumps(compare(lambda: time.sleep(0.01), inferences=4, window_s=1.1, count=1)))
+"""
+    found = json.loads(run_with_stub(tmp_path, code, TIMED=80))  # the stub's power readings are 81.25 W
+    assert found["ok"]
+    for trial in found["trials"]:
+        assert trial["power_w"] == pytest.approx(80, rel=0.15)
+        assert trial["within_stated_uncertainty"]
+        assert trial["counter_j_per_inference"] == pytest.approx(80 * 0.0101 / 4, rel=0.3)
+    assert found["period_ms_of_counter_and_power"][0] == pytest.approx(100, rel=0.1)
+    assert found["idle_w_by_counter_and_power"][1] == pytest.approx(81.25)
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_tells_its_energy_power_heat_and_clocks() -> None:
+    boards, reason = find_gpus()
+    assert boards, reason
+    now = boards[0].read()
+    assert now.power_w is not None
+    assert 1 < now.power_w < 3000
+    assert now.temp_c is not None
+    assert now.clock_hz
+    assert now.throttles
+    for sensor in find_nvml(now.uuid).sensors:
+        assert 0.005 < measured_period(sensor, limit_s=1.5) < 1.1
+    with measure_energy(sensors=find_nvml(now.uuid)) as meter:
+        time.sleep(2.5)
+    assert meter.energies, str(meter)
+    assert meter.energies[0].power_w == pytest.approx(now.power_w, rel=1.0)
