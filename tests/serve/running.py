@@ -22,6 +22,7 @@ class Running:
     url: str
     process: subprocess.Popen[str]
     models: list[dict[str, Any]]
+    grpc: str = ""
 
     @property
     def address(self) -> str:
@@ -39,7 +40,7 @@ def served(*packages: str | Path, options: tuple[str, ...] = ()) -> Iterator[Run
             line = process.stdout.readline()
             assert line, process.communicate()[1]
             ready = json.loads(line)
-            yield Running(ready["url"], process, ready["models"])
+            yield Running(ready["url"], process, ready["models"], ready["grpc"] or "")
         finally:
             process.terminate()
             _, log = process.communicate(timeout=30)
