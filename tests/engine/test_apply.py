@@ -134,19 +134,23 @@ def test_the_runtime_leaves_engines_alone(rtx: TrtModule, net: Package) -> None:
     assert choose(package).variant.format == "onnx"
 
 
-def test_the_demo_model_in_int8(rtx: TrtModule, digits: Package) -> None:
-    package, made = compile_package(digits, ["sm_86"])
-    assert [c.source for c in made] == ["fp16", "int8-trt"]
-    int8 = made[1].summary
-    assert int8 is not None
-    assert int8.products["int8"] >= 8
-    assert int8.mismatches == ()
-    assert package.variant(made[1].id).precision == "int8"
+def test_the_demo_model_for_every_gpu(rtx: TrtModule, digits: Package) -> None:
+    package, made = compile_package(digits, ["sm_80", "sm_86", "sm_89", "sm_120"])
+    assert [c.source for c in made] == ["fp16", "int8-trt"] * 4
+    for fp16, int8 in zip(made[::2], made[1::2]):
+        assert fp16.summary is not None
+        assert set(fp16.summary.products) == {"fp16"}
+        assert int8.summary is not None
+        assert int8.summary.products["int8"] >= 8
+        assert int8.summary.mismatches == ()
+        assert package.variant(int8.id).precision == "int8"
 
 
 def test_turing_runs_int8_in_half_precision_and_the_summary_says_so(rtx: TrtModule, digits: Package) -> None:
-    _, made = compile_package(digits, ["sm_75"], variants=["int8-trt"])
-    summary = made[0].summary
+    _, made = compile_package(digits, ["sm_75"])
+    half, summary = made[0].summary, made[1].summary
+    assert half is not None
+    assert (set(half.products), half.mismatches) == ({"fp16"}, ())
     assert summary is not None
     assert set(summary.products) == {"fp16"}
     assert summary.mismatches
