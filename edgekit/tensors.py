@@ -194,9 +194,10 @@ class FeedChecker:
         if key in self._fitted:
             return dict(feed)
         checked = check_feed(feed, self._specs)
-        if len(self._fitted) >= self.MEMORY:
-            self._fitted.clear()
-        self._fitted.add(key)
+        if all(checked[name] is value for name, value in feed.items()):  # nothing had to be converted
+            if len(self._fitted) >= self.MEMORY:
+                self._fitted.clear()
+            self._fitted.add(key)
         return checked
 
 

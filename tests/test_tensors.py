@@ -5,6 +5,7 @@ import pytest
 
 from edgekit.errors import InputError
 from edgekit.tensors import (
+    FeedChecker,
     TensorSpec,
     batches,
     check_feed,
@@ -80,3 +81,18 @@ def test_types_have_one_name_each() -> None:
     assert dtype_from_oip("BF16").name == "bfloat16"
     with pytest.raises(InputError, match="FP12"):
         dtype_from_oip("FP12")
+
+
+def test_a_remembered_feed_is_checked_as_before() -> None:
+    half, whole = TensorSpec("h", "float16", ("n", 2)), TensorSpec("w", "int64", ("n",))
+    check = FeedChecker((half, whole))
+    for _ in range(3):
+        got = check({"w": np.zeros(3, np.int64), "h": np.zeros((3, 2), np.float16)})
+        assert {k: v.shape for k, v in got.items()} == {"w": (3,), "h": (3, 2)}
+        assert check({"h": np.zeros((4, 4), np.float16)[::2, ::2], "w": np.zeros(2, np.int64)})["h"].flags.c_contiguous
+        for wrong in (
+            {"h": np.zeros((3, 2), np.float16)},
+            {"h": np.zeros((3, 2), np.float16), "w": np.zeros(4, np.int64)},
+        ):
+            with pytest.raises(InputError):
+                check(wrong)

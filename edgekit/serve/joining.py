@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgekit.errors import BackendError, InputError
-from edgekit.tensors import Array, Feed, Tensors, TensorSpec, batch_axis, check_feed
+from edgekit.tensors import Array, Feed, FeedChecker, Tensors, TensorSpec, batch_axis
 
 MAX_MEMORY = 256
 """Combinations of shapes that are remembered as checked."""
@@ -61,6 +61,7 @@ class Joiner:
         self._buckets = {k: tuple(sorted(v)) for k, v in (buckets or {}).items()}
         self._row_buckets = self._buckets.pop(self._batch, ())
         self._pad = dict(pad or {})
+        self._fits = FeedChecker(self._inputs)
         self._memory: dict[Hashable, tuple[int, Hashable, dict[str, int]]] = {}
 
     @property
@@ -79,10 +80,10 @@ class Joiner:
         Raises:
             InputError: it does not fit the model, or is larger than the largest bucket.
         """
-        signature = tuple([(name, value.dtype, value.shape) for name, value in feed.items()])
+        checked = self._fits(feed)
+        signature = tuple([(name, value.shape) for name, value in checked.items()])
         seen = self._memory.get(signature)
         if seen is None:
-            checked = check_feed(feed, self._inputs)
             seen = self._look(checked)
             if len(self._memory) >= MAX_MEMORY:
                 self._memory.clear()
@@ -91,9 +92,9 @@ class Joiner:
         if key is not None:
             for name, axis in self._axes.items():
                 if axis is None:
-                    value = feed[name]
+                    value = checked[name]
                     key = (key, value.tobytes()) if value.nbytes <= SHARED_BYTES and value.dtype != object else None
-        return Checked(dict(feed), rows, key, sizes)
+        return Checked(checked, rows, key, sizes)
 
     def join(self, parts: Sequence[Checked]) -> Tensors:
         """The feed of one run for all of `parts`, padded to its buckets."""

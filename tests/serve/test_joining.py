@@ -79,6 +79,13 @@ def test_other_shapes_have_other_keys_and_wrong_ones_are_refused_each_time() -> 
             joiner.check({"ids": np.zeros((1, 3), np.float32)})
 
 
+def test_what_is_converted_once_is_converted_each_time() -> None:
+    half = TensorSpec("x", "float16", ("batch", 3))
+    joiner = Joiner([half], [Y])
+    for _ in range(3):
+        assert joiner.check(rows(2)).feed["x"].dtype == np.float16
+
+
 def test_dimensions_are_padded_into_buckets_and_cut_again() -> None:
     joiner = Joiner([IDS], [HIDDEN], buckets={"length": (8, 4)}, pad={"ids": -1})
     parts = [joiner.check({"ids": np.full((n, length), length, np.int64)}) for n, length in ((1, 2), (2, 4), (1, 3))]
