@@ -79,6 +79,9 @@ class Door:
         for connection in list(self.connections):
             connection.abort()
 
+    def close(self) -> None:
+        """Nothing is left to let go of."""
+
 
 class Connection(asyncio.Protocol):
     """One client: parses what it sends, hands requests on one after the other, writes the answers."""

@@ -53,6 +53,10 @@ class Listening(Protocol):
         """Close at once."""
         ...
 
+    def close(self) -> None:
+        """Let go of threads, once no connection is left."""
+        ...
+
 
 class Server:
     """Serves models over HTTP and gRPC. `run` serves on the calling thread; a `with` block, on a thread of its own:
@@ -168,12 +172,13 @@ class Server:
         address = address_of(listeners[0])
         self._url = f"http://{address}"
         if self._grpc_port is not None:
-            from edgekit.serve.grpc.door import GrpcDoor  # only where it is asked for
-            from edgekit.serve.h2.limits import Limits as GrpcLimits
-
-            limits = self._grpc_limits or GrpcLimits()
-            doors.append(GrpcDoor(self.app, limits=limits, loop=loop, post=loop.call_soon_threadsafe))
-            listeners.append(await self._listen(loop, doors[1], self._grpc_port, "--grpc-port"))
+            try:
+                doors.append(self._grpc_door(loop))
+                listeners.append(await self._listen(loop, doors[1], self._grpc_port, "--grpc-port"))
+            except BaseException:
+                listeners[0].close()
+                await listeners[0].wait_closed()
+                raise
             self._grpc_address = address_of(listeners[1])
         if signals:
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -194,6 +199,15 @@ class Server:
             await _drained(doors)
             sweeper.cancel()
             routes.close()
+            for door in doors:
+                door.close()
+
+    def _grpc_door(self, loop: asyncio.AbstractEventLoop) -> Listening:
+        from edgekit.serve.grpc.door import GrpcDoor  # only where it is asked for
+        from edgekit.serve.h2.limits import Limits as GrpcLimits
+
+        limits = self._grpc_limits or GrpcLimits()
+        return GrpcDoor(self.app, limits=limits, loop=loop, post=loop.call_soon_threadsafe)
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, door: Listening, port: int, option: str) -> asyncio.Server:
         where = f"port {port} of {self._host}"

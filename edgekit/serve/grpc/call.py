@@ -149,8 +149,6 @@ class UnaryCall(Call):
                     raise InputError("The call carries more than one message.")
                 if not ended:
                     return
-            if self.connection.output.backlog:
-                self.check_backlog()
             known = self.serve.reader.recall(whole) if self.route.method is INFER else None
             if known is None:
                 self._act(whole)
@@ -203,12 +201,15 @@ class UnaryCall(Call):
                 self._reply(*encode_response(result))
                 return
             parts, size = encode_framed(result)
+            if self.connection.output.backlog:
+                self.check_backlog()
             self._stop()
             self.connection.output.answer(self, HEAD, parts, size, TRAILERS)
         except Exception as error:
             self.fail(error)
 
     def _reply(self, parts: list[bytes | memoryview], size: int) -> None:
+        self.check_backlog()
         encoding = self.route.encoding
         if encoding and size >= MIN_BYTES:
             self.serve.pack(self, encoding, parts, size, partial(self._send, head_block(encoding), 1))

@@ -270,13 +270,13 @@ class Connection(asyncio.Protocol):
             stream.remote_open = False
             stream.received(b"", True)
             return
+        if not number & 1:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, f"a client cannot open stream {number}")
         if number <= self._last:
             if number not in self._gone:
                 raise ConnectionFault(Code.STREAM_CLOSED, f"stream {number} was used before")
             self._cost(1)
             return
-        if not number & 1:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, f"a client cannot open stream {number}")
         self._last = number
         if len(self.streams) >= self.limits.streams or self._refusing:
             raise StreamFault(number, Code.REFUSED_STREAM)
