@@ -8,6 +8,18 @@ from plugins_trt.errors import CompileError, UnsupportedTargetError
 SCALE = (
     '#include "device.cuh"\nextern "C" __global__ void scale(const T* x, i32 n, T* y) {\n    y[0] = FACTOR * x[n];\n}\n'
 )
+HEAVY = """
+extern "C" __global__ void __launch_bounds__(1024) heavy(const float* x, int n, float* y) {
+    float held[128], sum = 0;
+#pragma unroll
+    for (int i = 0; i < 128; ++i) held[i] = x[i * n + threadIdx.x];
+#pragma unroll
+    for (int i = 0; i < 128; ++i) sum += held[i] * held[127 - i] * x[i];
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < 128; ++i) y[i * n + threadIdx.x] = held[i] * sum;
+}
+"""
 
 
 def test_a_kernel_becomes_ptx_and_machine_code_for_its_target() -> None:
@@ -66,12 +78,6 @@ def test_spills_are_read_from_the_assemblers_report() -> None:
 
 
 def test_a_kernel_that_needs_too_many_registers_spills() -> None:
-    source = (
-        'extern "C" __global__ void __launch_bounds__(1024) heavy(const float* x, int n, float* y) {\n'
-        "    float held[128];\n#pragma unroll\n    for (int i = 0; i < 128; ++i) held[i] = x[i * n + threadIdx.x];\n"
-        "    float sum = 0;\n#pragma unroll\n    for (int i = 0; i < 128; ++i) sum += held[i] * held[127 - i] * x[i];\n"
-        "    __syncthreads();\n#pragma unroll\n    for (int i = 0; i < 128; ++i) y[i * n + threadIdx.x] = held[i] * sum;\n}\n"
-    )
-    made = compiled_source(source, file_name="heavy.cu", entry="heavy", constants={}, sm=87)
+    made = compiled_source(HEAVY, file_name="heavy.cu", entry="heavy", constants={}, sm=87)
     assert made.resources.spills
     assert made.resources.registers <= 64
