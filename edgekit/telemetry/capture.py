@@ -23,6 +23,7 @@ from edgekit.errors import SensorError, UsageError
 from edgekit.telemetry.jetson import identify
 from edgekit.telemetry.monitor import ORIGIN_FILE
 from edgekit.telemetry.power_mode import QUERY_FILE, read_power_modes
+from edgekit.telemetry.record import check_output
 from edgekit.telemetry.sysfs import read_text
 
 FORMAT = "edgekit board capture"
@@ -130,8 +131,7 @@ def capture(
     compress = _compressor(output)
     if not duration_s > 0 or not interval_s > 0:
         raise UsageError(f"--duration and --interval must be positive, got {duration_s} and {interval_s} s.")
-    if output.exists() and not force:
-        raise UsageError(f"'{output}' exists. Choose another name, or replace it with --force.")
+    check_output(output, force=force)
     first = read_frame(root, telemetry_files(root))
     if not any(name.startswith("sys/") for name in first):
         raise SensorError(f"'{root}' has no telemetry files under sys/. In a container, mount /sys.")
