@@ -37,6 +37,7 @@ def two_layers(x: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
 
 def pair(folder: Path, *, samples: Path | None = None, links: tuple[str, ...] = (), names: str = "h h") -> Package:
     """folder/pair.edge: encoder x[8] -> h[16], decoder h[16] -> y[4]; `names` are those of the tensor between."""
+    folder.mkdir(exist_ok=True)
     given, taken = names.split()
     sources = [layer(folder / "encoder.onnx", "x", given, 8, 16), layer(folder / "decoder.onnx", taken, "y", 16, 4)]
     found = [parse_link(text) for text in links]

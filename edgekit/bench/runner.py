@@ -12,12 +12,15 @@ from edgekit.bench.inputs import Inputs, bench_inputs
 from edgekit.bench.joules import joules_of, sensors_for
 from edgekit.bench.measure import Contender, WarmUp, interleaved, warm_up
 from edgekit.bench.report import BatchPoint, BenchReport, Joules, Machine, VariantBench
+from edgekit.bench.stages import BEST, whole_variants
 from edgekit.bench.stats import FEWEST, latency_of, speedup_of
 from edgekit.errors import BackendError, UsageError
 from edgekit.manifest import Variant
 from edgekit.package import Package
 from edgekit.runtime.ort import physical_cores
+from edgekit.runtime.placed import open_placed
 from edgekit.runtime.select import not_runnable, open_session, runnable
+from edgekit.runtime.session import Session
 from edgekit.telemetry import Found, find_sensors
 from edgekit.telemetry.machine import cpu, system
 
@@ -43,7 +46,8 @@ def bench(
 
     `seconds` is spent on each variant for latency and about as much for throughput. `threads` None means one a
     physical core, `sensors` None those of this machine, `device` None the best for each variant. `say` hears what is
-    being done. The package is only read.
+    being done. The package is only read. A package of stages is measured as a whole, in every form that all stages have
+    and with the best variant of each.
 
     Raises:
         UsageError: an unknown variant, nothing to run, or numbers that make no sense.
@@ -55,13 +59,12 @@ def bench(
     if not inputs.dynamic and batch != 1:
         raise UsageError(f"'{package.path.name}' has a fixed batch; it cannot be measured at batch {batch}.")
     chosen, skipped = _selected(package, variants, device)
+    first = chosen[0].id if package.stage_names else package.reference.id
     used_threads = threads or physical_cores()
     with ExitStack() as stack:
         contenders = []
         for variant in chosen:
-            session = stack.enter_context(
-                open_session(package, variant=variant.id, threads=used_threads, device=device)
-            )
+            session = stack.enter_context(_opened(package, variant.id, used_threads, device))
             contenders.append(Contender(variant.id, session, inputs.feeds(batch)))
         say(f"warm-up: {', '.join(v.id for v in chosen)}")
         warm = [warm_up(c, limit_s=max(0.2, seconds / 2)) for c in contenders]
@@ -70,7 +73,7 @@ def bench(
         swept, notes = _sweep(contenders, inputs, sweep if inputs.dynamic else (1,), seconds=seconds, say=say)
         found = find_sensors() if sensors is None else sensors
         energy = [_energy(c, found, seconds=seconds, say=say) for c in contenders]
-    reference = next((i for i, v in enumerate(chosen) if v.id == package.reference.id), 0)
+    reference = next((i for i, v in enumerate(chosen) if v.id == first), 0)
     results = tuple(
         VariantBench(
             id=variant.id,
@@ -124,6 +127,8 @@ def _selected(
     package: Package, wanted: Sequence[str] | None, device: str | None
 ) -> tuple[list[Variant], dict[str, str]]:
     """The variants to measure, each once, and why others are left out."""
+    if package.stage_names:
+        return whole_variants(package, wanted, device), {}
     if wanted:
         return [package.variant(v) for v in dict.fromkeys(wanted)], {}
     able = list(runnable(package, device=device))
@@ -131,6 +136,13 @@ def _selected(
         raise UsageError(f"'{package.path.name}' has no variant that this machine can run. Export an ONNX variant.")
     skipped = not_runnable(package, device=device)
     return able, skipped
+
+
+def _opened(package: Package, variant: str, threads: int, device: str | None) -> Session:
+    if package.stage_names:
+        name = None if variant == BEST else variant
+        return open_placed(package, variant=name, threads=threads, devices=(device,) if device else ()).session
+    return open_session(package, variant=variant, threads=threads, device=device)
 
 
 def _sweep(

@@ -32,7 +32,7 @@ def test_every_variant_is_measured_against_the_reference(tiny: Package) -> None:
         assert v.throughput.samples_per_s == max(p.samples_per_s for p in v.sweep)
         assert v.energy == ()
         assert v.energy_reason == "No energy sensor was found."
-        assert "1 threads" in v.device
+        assert "1 thread" in v.device
     assert any("batch 4" in text for text in said)
     assert msgspec.json.decode(msgspec.json.encode(report), type=BenchReport) == report
 

@@ -183,7 +183,6 @@ def test_the_command_line(edgekit: Run, tmp_path: Path) -> None:
         (("export", "a.onnx", "--link", "b.g=h", "-o", "q.edge"), "there is one source"),
         (("quantize", "p.edge", "--precision", "fp16"), "Name one of them: p.edge/a.edge"),
         (("compile", "p.edge", "--target", "rtx-4090"), "Name one of them: p.edge/a.edge"),
-        (("bench", "p.edge"), "Name one of them: p.edge/a.edge"),
     ):
         done = edgekit(*args, cwd=tmp_path)
         assert (done.returncode, words in done.stderr) == (2, True), done.stderr
