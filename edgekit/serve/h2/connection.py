@@ -319,6 +319,7 @@ class Connection(asyncio.Protocol):
             return
         self._settled = True
         self._cost(len(payload) // 60)
+        self.output.write(h2.frame(h2.SETTINGS, h2.ACK, 0))  # first: what they allow is used in frames after this
         for key, value in h2.read_settings(payload):
             if key == h2.INITIAL_WINDOW_SIZE:
                 if value > h2.MAX_WINDOW:
@@ -332,7 +333,6 @@ class Connection(asyncio.Protocol):
                 self.output.set_table_size(value)
             elif key == h2.ENABLE_PUSH and value > 1:
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "ENABLE_PUSH is not 0 or 1")
-        self.output.write(h2.frame(h2.SETTINGS, h2.ACK, 0))
 
     def _on_ping(self, number: int, flags: int, payload: bytes) -> None:
         if number:
