@@ -162,8 +162,9 @@ class App:
             if outcome.error is not None:
                 failed(outcome.error)
                 return
+            rows = model.rows_of(request.feed)
             if outcome.first:
-                model.stats.ran(outcome.rows, outcome.run_ns, outcome.join_ns, outcome.split_ns)
+                model.stats.ran(outcome.rows or rows, outcome.run_ns, outcome.join_ns, outcome.split_ns)
             if key and model.cache is not None:
                 model.cache.put(key, outcome.outputs)
             try:
@@ -173,7 +174,7 @@ class App:
                 return
             now = time.perf_counter_ns()
             model.stats.succeeded(
-                _rows(model, request),
+                rows,
                 now - started_ns,
                 outcome.queue_ns,
                 outcome.run_ns,
@@ -211,7 +212,7 @@ class App:
                 if kept is not None:
                     response = _response(model, request, Outcome(kept, None), self.memory)
                     model.stats.from_cache(
-                        rows=_rows(model, request), total_ns=now_ns - started_ns, lookup_ns=now_ns - begun_ns
+                        rows=model.rows_of(request.feed), total_ns=now_ns - started_ns, lookup_ns=now_ns - begun_ns
                     )
                     answer(response)
                     return None
@@ -341,8 +342,3 @@ def _response(
         place = wanted.place and memory.write_output(wanted.name, datatype, value, wanted.place)
         outputs.append(OutputTensor(wanted.name, datatype, value, wanted.binary, place))
     return InferResponse(model.name, model.version, tuple(outputs), request.id)
-
-
-def _rows(model: Model, request: InferRequest) -> int:
-    first = model.inputs[0] if model.inputs else None
-    return len(request.feed[first.name]) if first is not None and first.batched else 1

@@ -20,8 +20,8 @@ from edgekit.package import MANIFEST, REPORTS, Package
 from edgekit.serve.loading import model_from_package
 from edgekit.serve.messages import RequestError
 from edgekit.serve.model import Model
-from edgekit.serve.options import SERVE_FILE, ModelOptions, model_options
-from edgekit.serve.pipeline import PIPELINE_SUFFIX, PipelineFile, pipeline_model, read_pipeline
+from edgekit.serve.options import PIPELINE_SUFFIX, ModelOptions, model_options, option_files
+from edgekit.serve.pipeline import PipelineFile, pipeline_model, read_pipeline
 from edgekit.serve.repository import LOADING, UNAVAILABLE, version_order
 
 LOGGER = logging.getLogger(__name__)
@@ -178,11 +178,7 @@ class Library:
                 self._failed.get(source.path) == source.signature
             ):
                 continue
-            try:
-                self._replace(source)
-            except Exception as error:
-                self._failed[source.path] = source.signature
-                self._refused(source, error)
+            self._try(source)
         self._withdraw_all_but(wanted)
 
     def _run(self, watch_s: float | None) -> None:
@@ -315,7 +311,14 @@ class Library:
         if source.pipeline is None:
             for other in [s for s in self._loaded.values() if s.pipeline is not None]:
                 if other.pipeline is not None and source.name in other.pipeline.models:
-                    self._replace(other)
+                    self._try(other)
+
+    def _try(self, source: Source) -> None:
+        try:
+            self._replace(source)
+        except Exception as error:
+            self._failed[source.path] = source.signature
+            self._refused(source, error)
 
     def _refused(self, source: Source, error: Exception) -> None:
         LOGGER.warning("'%s' is not served: %s", source.path, error)
@@ -353,7 +356,7 @@ def _source(path: Path) -> Source:
 
 def _signature(path: Path) -> Signature:
     """Changes when a file of the package or its options does; reports are results, not content."""
-    files = [path.parent / SERVE_FILE, path.with_suffix(".toml")]
+    files = list(option_files(path))
     if path.is_dir():
         files += (p for p in path.rglob("*") if REPORTS not in p.relative_to(path).parts)
     else:

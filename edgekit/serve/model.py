@@ -85,6 +85,11 @@ class Model:
         """Whether it runs on no GPU."""
         return "cuda" not in self.session.device.lower()
 
+    def rows_of(self, feed: Feed) -> int:
+        """Rows in `feed`, which fits the model; 1 where the batch is not free."""
+        first = self.inputs[0] if self.inputs else None
+        return len(feed[first.name]) if first is not None and first.batched else 1
+
     def hold(self) -> None:
         """Keep the session open until `let_go`: another model runs it too."""
         with self._lock:

@@ -17,6 +17,7 @@ from edgekit.errors import InputError, UsageError
 from edgekit.serve.batcher import Policy
 
 SERVE_FILE = "serve.toml"
+PIPELINE_SUFFIX = ".pipeline.toml"
 
 _Count: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 20)]
 _Amount: TypeAlias = Annotated[float, Meta(ge=0)]
@@ -115,6 +116,12 @@ def read_toml(path: Path) -> dict[str, Any]:
     return dict(document)
 
 
+def option_files(path: Path) -> tuple[Path, Path]:
+    """Where options of the package or pipeline at `path` may be: the folder's file, and its own."""
+    stem = path.name.removesuffix(PIPELINE_SUFFIX).removesuffix(".edge")
+    return path.parent / SERVE_FILE, path.parent / f"{stem}.toml"
+
+
 def model_options(
     folder: Path, name: str, *, given: Mapping[str, Any] | None = None, extra: Mapping[str, Any] | None = None
 ) -> ModelOptions:
@@ -127,7 +134,7 @@ def model_options(
         UsageError: a file cannot be read or holds something that is no option.
     """
     values: dict[str, Any] = {}
-    common, own = folder.parent / SERVE_FILE, folder.with_suffix(".toml")
+    common, own = option_files(folder)
     where = "The options"
     if common.is_file():
         try:

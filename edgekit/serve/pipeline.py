@@ -39,8 +39,6 @@ from edgekit.serve.model import Model
 from edgekit.serve.options import ModelOptions, read_toml
 from edgekit.tensors import Array, Feed, Tensors, TensorSpec, check_feed, numpy_dtype
 
-PIPELINE_SUFFIX = ".pipeline.toml"
-
 
 class StageFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One stage: a model with its tensors, or a crop."""

@@ -118,7 +118,7 @@ class TraceSettings:
             "model_name": model.name,
             "model_version": model.version,
             "request_id": request.id,
-            "rows_in_run": outcome.rows,
+            "rows_in_run": outcome.rows or model.rows_of(request.feed),
             "timestamps": [{"name": name, "ns": ns} for name, ns in times.items()],
         }
         if trace.level == "TENSORS":
@@ -194,7 +194,7 @@ class LogSettings:
             "total_us": total_ns // 1000,
             "queue_us": outcome.queue_ns // 1000,
             "run_us": outcome.run_ns // 1000,
-            "rows_in_run": outcome.rows,
+            "rows_in_run": outcome.rows or model.rows_of(request.feed),
         }
         REQUESTS.info("%s", _words(fields), extra={"fields": fields})
 

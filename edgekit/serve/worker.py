@@ -32,8 +32,8 @@ Post: TypeAlias = Callable[..., Any]
 class Outcome:
     """What a run gave one request: outputs or an error, and times in nanoseconds.
 
-    `queue_ns` is its wait, `join_ns`, `run_ns` and `split_ns` are of the whole run, which had `rows` rows; of the
-    requests that shared a run, one is its `first`.
+    `queue_ns` is its wait, `join_ns`, `run_ns` and `split_ns` are of the whole run, which had `rows` rows (0: those of
+    this request alone); of the requests that shared a run, one is its `first`.
     """
 
     outputs: Tensors
@@ -42,7 +42,7 @@ class Outcome:
     run_ns: int = 0
     join_ns: int = 0
     split_ns: int = 0
-    rows: int = 1
+    rows: int = 0
     first: bool = True
 
 
