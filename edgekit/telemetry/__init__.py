@@ -8,6 +8,7 @@ from edgekit.telemetry.replay import Replay
 from edgekit.telemetry.sampler import Sampler
 from edgekit.telemetry.sensors import Found, Recorder, Sample, Sensor, measured_period
 from edgekit.telemetry.totals import Totals
+from edgekit.telemetry.watch import Watch
 
 __all__ = [
     "Active",
@@ -24,6 +25,7 @@ __all__ = [
     "Snapshot",
     "Totals",
     "Unresolved",
+    "Watch",
     "above_idle",
     "energy_between",
     "find_sensors",

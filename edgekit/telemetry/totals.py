@@ -23,13 +23,20 @@ class Totals:
         self.throttle_events: dict[str, int] = {}
         self._last: Snapshot | None = None
 
+    def copy(self) -> Totals:
+        """The counts as they are now; later readings do not change them."""
+        other = Totals()
+        other.energy_j, other.throttle_events = dict(self.energy_j), dict(self.throttle_events)
+        other._last = self._last
+        return other
+
     def add(self, now: Snapshot) -> None:
         """Count the time since the reading before; readings must come in order."""
         last, self._last = self._last, now
-        before: dict[str, Throttle] = {} if last is None else {t.cause: t for t in _throttles(last)}
-        for throttle in _throttles(now):
-            count = self.throttle_events.setdefault(throttle.cause, 0)
-            self.throttle_events[throttle.cause] = count + _new_events(before.get(throttle.cause), throttle)
+        before = {} if last is None else _by_cause(last)
+        for cause, throttle in _by_cause(now).items():
+            new = _new_events(before.get(cause), throttle)
+            self.throttle_events[cause] = self.throttle_events.get(cause, 0) + new
         parts = {(p.name, p.source): p for p in now.powers}
         rails = {(r.label, "rail"): r for r in now.rails}
         for key in (*parts, *rails):
@@ -46,8 +53,13 @@ class Totals:
                 self.energy_j[key] += _trapezoid_j(old_rails[key], rail, now.t_s - last.t_s)
 
 
-def _throttles(now: Snapshot) -> list[Throttle]:
-    return [*now.throttles, *(t for g in now.gpus for t in g.throttles)]
+def _by_cause(now: Snapshot) -> dict[str, Throttle]:
+    """The causes of a reading; one that several GPUs have is active if it is for any of them."""
+    out: dict[str, Throttle] = {}
+    for throttle in (*now.throttles, *(t for g in now.gpus for t in g.throttles)):
+        same = out.get(throttle.cause)
+        out[throttle.cause] = throttle if same is None or throttle.active else same
+    return out
 
 
 def _new_events(before: Throttle | None, now: Throttle) -> int:

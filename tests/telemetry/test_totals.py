@@ -10,6 +10,7 @@ from edgekit.telemetry.rails import RailReading
 from edgekit.telemetry.throttle import Throttle
 from edgekit.telemetry.totals import Totals
 from tests.telemetry import boards
+from tests.telemetry.nvml_stub import run_with_stub
 
 
 @pytest.fixture
@@ -57,6 +58,18 @@ def test_alerts_count_when_they_go_on_and_counters_by_their_growth(empty: Snapsh
         causes = (Throttle("gpu-throttle-alert", alert), Throttle("OC2", False, events))
         totals.add(dataclasses.replace(empty, t_s=float(t_s), throttles=causes))
     assert totals.throttle_events == {"gpu-throttle-alert": 3, "OC2": 2 + 2}
+
+
+def test_a_cause_of_two_gpus_counts_when_the_first_of_them_is_slowed(tmp_path: Path) -> None:
+    code = """
+from edgekit.telemetry.monitor import Monitor
+from edgekit.telemetry.totals import Totals
+monitor, totals = Monitor(), Totals()
+for _ in range(3):
+    totals.add(monitor.read())
+print(totals.throttle_events["GPU power brake"], totals.throttle_events["GPU hardware slowdown"])
+"""
+    assert run_with_stub(tmp_path, code, GPUS=2, MASK=0x80) == "1 0"
 
 
 def test_a_board_counts_every_rail_and_its_total(tmp_path: Path) -> None:
