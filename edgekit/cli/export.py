@@ -9,6 +9,7 @@ SOURCE is one of
 
 Several sources make a package of stages, in the order they run (NAME=SOURCE names a stage): an output of one is the
 input of that name of a later one; --link joins other names. Each stage lies in the package as a package of its own.
+--stages and --split-at cut one .onnx file into stages.
 
 A recipe and a module are Python and are executed. The same samples run through the original and the exported model at
 batch 1, 3 and 8; if they differ by more than --tolerance, nothing is written and the exit code is 1.
@@ -26,6 +27,8 @@ import argparse
 import contextlib
 import gc
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +72,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STAGE.INPUT=TENSOR",
         help="with several sources: what an input takes, where the names differ (may be repeated)",
     )
+    parser.add_argument("--stages", type=int, metavar="N", help="cut one .onnx file into N stages of about equal work")
+    parser.add_argument(
+        "--split-at",
+        action="append",
+        default=[],
+        metavar="TENSOR",
+        help="cut one .onnx file behind this tensor (repeat)",
+    )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line")
     parser.add_argument(
         "--preprocess", type=Path, metavar="FILE.json", help="how files become inputs, as in a manifest's preprocess"
@@ -92,7 +103,10 @@ def run(args: argparse.Namespace) -> int:
     if args.opset is not None and args.opset not in OPSETS:
         raise UsageError(f"--opset {args.opset} is not usable; expected {OPSETS[0]} to {OPSETS[-1]}.")
     inputs = [parse_input(text) for text in args.input]
-    several = len(args.source) > 1
+    cut = args.stages is not None or bool(args.split_at)
+    several = len(args.source) > 1 or cut
+    if cut and (len(args.source) > 1 or Path(args.source[0]).suffix != ".onnx" or (args.stages and args.split_at)):
+        raise UsageError("--stages N or --split-at TENSOR (one of the two) cuts one .onnx file into stages.")
     if several and (inputs or args.output is None):
         raise UsageError(
             "Several sources make a package of stages: name it with -o X.edge, and describe the inputs of a module in "
@@ -108,10 +122,12 @@ def run(args: argparse.Namespace) -> int:
     how = {name: getattr(args, name) for name in ("force", "samples", "opset", "tolerance", "static", "dynamic_batch")}
 
     gc.set_threshold(200_000, 20, 100)  # importing and tracing make a million lasting objects: 1 s less of collecting
-    with contextlib.redirect_stdout(sys.stderr):  # what a recipe prints must not spoil the result
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # what a recipe prints must not spoil the result
         if several:
+            sources = stack.enter_context(_parts(args)) if cut else args.source
             links = [parse_link(text) for text in args.link]
-            package = export_stages(args.source, output=args.output, declared=declared, links=links, note=note, **how)
+            package = export_stages(sources, output=args.output, declared=declared, links=links, note=note, **how)
         else:
             package = export(args.source[0], output=args.output, declared=declared, inputs=inputs, note=note, **how)
     if args.json:
@@ -119,6 +135,15 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(package)
     return 0
+
+
+@contextlib.contextmanager
+def _parts(args: argparse.Namespace) -> Iterator[list[Path]]:
+    """The one source, cut into files that are gone afterwards."""
+    from edgekit.export.cut import parts_from_file
+
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        yield parts_from_file(Path(args.source[0]), Path(folder), count=args.stages or 0, at=args.split_at)
 
 
 def parse_input(text: str) -> TensorSpec:
