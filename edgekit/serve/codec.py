@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from edgekit.errors import InputError
-from edgekit.serve.messages import InferRequest, InferResponse, RequestError, WantedOutput
+from edgekit.serve.messages import InferRequest, InferResponse, Place, RequestError, SharedInput, WantedOutput
 from edgekit.serve.wire import (
     array_from_json,
     array_from_raw,
@@ -34,6 +34,8 @@ _NO_DATA = msgspec.Raw(b"")
 class _InputParameters(msgspec.Struct):
     binary_data_size: int | None = None
     shared_memory_region: str | None = None
+    shared_memory_offset: int = 0
+    shared_memory_byte_size: int | None = None
 
 
 class _Input(msgspec.Struct):
@@ -48,6 +50,8 @@ class _OutputParameters(msgspec.Struct):
     binary_data: bool | None = None
     classification: int = 0
     shared_memory_region: str | None = None
+    shared_memory_offset: int = 0
+    shared_memory_byte_size: int | None = None
 
 
 class _Output(msgspec.Struct):
@@ -66,7 +70,7 @@ class _ResponseOutput(msgspec.Struct, omit_defaults=True):
     name: str
     datatype: str
     shape: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
-    parameters: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
+    parameters: dict[str, int | str] | msgspec.UnsetType = msgspec.UNSET
     data: list[Any] | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -116,9 +120,10 @@ def decode_request(body: bytes, header_length: int | None, inputs: Mapping[str, 
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError(f"The request is not an inference request in JSON: {error}.") from None
     feed: dict[str, Array] = {}
+    shared: dict[str, SharedInput] = {}
     at = header_length
     for item in head.inputs:
-        if item.name in feed:
+        if item.name in feed or item.name in shared:
             raise InputError(f"Input '{item.name}' is given twice.")
         dtype = dtype_from_oip(item.datatype)
         spec = inputs.get(item.name)
@@ -127,10 +132,12 @@ def decode_request(body: bytes, header_length: int | None, inputs: Mapping[str, 
             raise InputError(f"Input '{item.name}': got {dtype.oip}, this model accepts {wanted}. Convert it first.")
         shape = checked_shape(item.name, item.shape)
         given = item.parameters
-        if given is not None and given.shared_memory_region is not None:
-            raise InputError(
-                f"Input '{item.name}' is in shared memory, which this server does not offer. Send its data."
-            )
+        place = None if given is None else _place(f"Input '{item.name}'", given)
+        if place is not None:
+            if item.data is not _NO_DATA:
+                raise InputError(f"Input '{item.name}' has data and is in shared memory too; expected one of them.")
+            shared[item.name] = SharedInput(dtype, shape, place)
+            continue
         size = None if given is None else given.binary_data_size
         if size is None:
             if item.data is _NO_DATA:
@@ -151,7 +158,13 @@ def decode_request(body: bytes, header_length: int | None, inputs: Mapping[str, 
     binary = parameters.get("binary_data_output", False)
     if not isinstance(binary, bool):
         raise InputError(f"Parameter binary_data_output is {binary!r}; expected true or false.")
-    return InferRequest(feed, head.id, _wanted(head.outputs, binary), binary, parameters)
+    return InferRequest(feed, head.id, _wanted(head.outputs, binary), binary, parameters, shared)
+
+
+def _place(what: str, given: _InputParameters | _OutputParameters) -> Place | None:
+    if given.shared_memory_region is None:
+        return None
+    return Place.of(what, given.shared_memory_region, given.shared_memory_offset, given.shared_memory_byte_size)
 
 
 def _wanted(outputs: list[_Output] | None, binary: bool) -> tuple[WantedOutput, ...]:
@@ -162,12 +175,13 @@ def _wanted(outputs: list[_Output] | None, binary: bool) -> tuple[WantedOutput, 
         if item.name in out:
             raise InputError(f"Output '{item.name}' is asked for twice.")
         given = item.parameters or _OutputParameters()
-        if given.shared_memory_region is not None:
-            raise InputError(f"Output '{item.name}' is wanted in shared memory, which this server does not offer.")
+        place = _place(f"Output '{item.name}'", given)
+        if place is not None and given.classification:
+            raise InputError(f"Output '{item.name}': classes cannot be written to shared memory.")
         if given.classification < 0:
             raise InputError(f"Output '{item.name}': classification is {given.classification}; expected 1 or more.")
         raw = binary if given.binary_data is None else given.binary_data
-        out[item.name] = WantedOutput(item.name, raw, given.classification)
+        out[item.name] = WantedOutput(item.name, raw, given.classification, place)
     return tuple(out.values())
 
 
@@ -205,12 +219,18 @@ def encode_response(response: InferResponse) -> tuple[list[bytes | memoryview], 
     Raises:
         InputError: an output cannot be written as JSON; the client can ask for binary data.
     """
-    if not response.id and response.outputs and all(out.binary for out in response.outputs):
+    if not response.id and response.outputs and all(out.binary and out.place is None for out in response.outputs):
         return _encode_binary(response)
     heads, raws = [], []
     for out in response.outputs:
         head = _ResponseOutput(out.name, out.datatype, out.value.shape)
-        if out.binary:
+        if out.place is not None:
+            head.parameters = {
+                "shared_memory_region": out.place.region,
+                "shared_memory_offset": out.place.offset,
+                "shared_memory_byte_size": out.place.size,
+            }
+        elif out.binary:
             raw = raw_from_array(out.datatype, out.value)
             head.parameters = {"binary_data_size": len(raw)}
             raws.append(raw)

@@ -61,10 +61,11 @@ class RequestReader:
 def _plan_of(request: InferRequest, body_bytes: int, header_length: int) -> _Plan | None:
     """The plan for requests with the same JSON, or None where something besides it decides.
 
-    That is an id (which changes each time), tensors inside the JSON, and types whose bytes need a look: BOOL, BYTES.
+    That is an id (which changes each time), tensors inside the JSON or in shared memory, and types whose bytes need a
+    look: BOOL, BYTES.
     """
     values = request.feed.values()
-    plain = all(v.dtype.kind in "iuf" for v in values)
+    plain = all(v.dtype.kind in "iuf" for v in values) and not request.shared
     if request.id or not plain or sum(v.nbytes for v in values) != body_bytes - header_length:
         return None
     tensors, offset = [], header_length

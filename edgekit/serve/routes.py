@@ -22,6 +22,7 @@ from edgekit.serve.messages import InferResponse, RequestError
 from edgekit.serve.metrics import METRICS_TYPE, exposition
 from edgekit.serve.model import Model
 from edgekit.serve.options import load_options
+from edgekit.serve.shared_memory import NoCudaMemory, SharedMemory
 from edgekit.serve.worker import Post
 from edgekit.tensors import Tensors
 
@@ -153,6 +154,10 @@ class Routes:
                 return {"GET": _document(app.logs.document), "POST": _change(app.logs.change)}
             case ["", "v2", "trace", "setting"]:
                 return {"GET": _document(app.traces.document), "POST": _change(app.traces.change)}
+            case ["", "v2", "systemsharedmemory", *rest]:
+                return _of_memory(app.memory, rest)
+            case ["", "v2", "cudasharedmemory", *rest]:
+                return _of_memory(NoCudaMemory(), rest)
             case ["", "metrics"]:
                 return {"GET": lambda _request, respond: respond(HttpResponse(200, [exposition(app)], METRICS_TYPE))}
             case ["", "v2", "models", "stats"]:
@@ -312,6 +317,39 @@ def _parameters(body: bytes) -> dict[str, Any]:
 
 def _done(respond: Respond) -> Callable[[Exception | None], None]:
     return lambda error: respond(HttpResponse(200) if error is None else error_response(error))
+
+
+class _RegisterRequest(msgspec.Struct):
+    key: str
+    byte_size: int
+    offset: int = 0
+
+
+def _of_memory(memory: SharedMemory | NoCudaMemory, rest: list[str]) -> dict[str, Handler] | None:
+    """Shared memory: its status, and regions that come and go."""
+    name = rest[1] if len(rest) == 3 and rest[0] == "region" else ""
+    if len(rest) != 1 and not name:
+        return None
+    match rest[-1]:
+        case "status":
+            return {"GET": _document(partial(memory.status, name))}
+        case "unregister":
+            return {"POST": _document(partial(memory.unregister, name))}
+        case "register" if name:
+            return {"POST": partial(_register, memory, name)}
+    return None
+
+
+def _register(memory: SharedMemory | NoCudaMemory, name: str, request: HttpRequest, respond: Respond) -> None:
+    if isinstance(memory, NoCudaMemory):
+        memory.register()
+        return
+    try:
+        region = msgspec.json.decode(request.body, type=_RegisterRequest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"The request does not describe a shared memory region in JSON: {error}.") from None
+    memory.register(name, region.key, region.offset, region.byte_size)
+    respond(HttpResponse(200))
 
 
 def _change(change: Callable[[Mapping[str, Any]], Any]) -> Handler:

@@ -142,6 +142,23 @@ class SharedMemory:
         return region, region.offset + place.offset
 
 
+class NoCudaMemory:
+    """What a server answers that shares no memory of a GPU: there is no region, and there will be none."""
+
+    def register(self) -> None:
+        """Raises RequestError 501."""
+        raise RequestError(501, "This server does not share CUDA memory. Use system shared memory, or send the data.")
+
+    def unregister(self, _name: str = "") -> None:
+        """There is none, which is what was asked for."""
+
+    def status(self, name: str = "") -> list[dict[str, Any]]:
+        """Of all regions: none. Raises RequestError 404 for one by name."""
+        if name:
+            raise RequestError(404, f"CUDA shared memory region '{name}' is not registered.")
+        return []
+
+
 def _open(name: str, key: str) -> int:
     """A file descriptor of the object called `key`, which is one file of the folder of shared memory, and no other."""
     plain = key.removeprefix("/")

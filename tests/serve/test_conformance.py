@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
+from tritonclient.utils import shared_memory as shm
 
 from edgekit import __version__
 from tests.serve import packages
 from tests.serve.running import Running, served
+from tests.serve.test_library import versioned
+from tests.tiny import tiny_package
 
 NUMPY = {
     **{d: np.dtype(d) for d in packages.DTYPES if d not in ("bfloat16", "string")},
@@ -96,6 +99,41 @@ def test_repository_index(client: Any) -> None:
     index = client.get_model_repository_index()
     assert {m["name"] for m in index} == {"tiny", "identity", "brain", "scaled", "words", "wide"}
     assert {m["state"] for m in index} == {"READY"}
+
+
+def test_models_are_loaded_and_unloaded(tmp_path: Path) -> None:
+    tiny_package(tmp_path / "tiny.edge")
+    with served(tmp_path) as running, triton.InferenceServerClient(running.address) as client:
+        versioned(tmp_path / "new.edge", "new", "1")
+        client.load_model("new", config='{"max_batch_size": 4, "dynamic_batching": {"preferred_batch_size": [2, 4]}}')
+        assert client.is_model_ready("new")
+        assert client.get_model_config("new")["dynamic_batching"]["preferred_batch_size"] == [2, 4]
+        client.unload_model("tiny")
+        assert not client.is_model_ready("tiny")
+        states = {m["name"]: (m["state"], m["reason"]) for m in client.get_model_repository_index()}
+        assert states == {"new": ("READY", ""), "tiny": ("UNAVAILABLE", "unloaded")}
+        client.load_model("tiny")
+        assert client.is_model_ready("tiny")
+        for name, options, words in (
+            ("other", {}, "'other' is not among this server's packages"),
+            ("tiny", {"config": '{"colour": 1}'}, "unknown field `colour`"),
+            ("tiny", {"files": {"file:1/model.onnx": b"x"}, "config": "{}"}, "Files are not taken over the network"),
+        ):
+            with pytest.raises(InferenceServerException, match=words):
+                client.load_model(name, **options)
+        assert client.is_model_ready("tiny")
+
+
+def test_a_server_open_to_others_is_not_controlled_by_them(tmp_path: Path) -> None:
+    tiny_package(tmp_path / "tiny.edge")
+    with (
+        served(tmp_path, options=("--no-control",)) as running,
+        triton.InferenceServerClient(running.address) as client,
+    ):
+        with pytest.raises(InferenceServerException, match="does not load or unload models on request") as caught:
+            client.unload_model("tiny")
+        assert caught.value.status() == "403"
+        assert client.is_model_ready("tiny")
 
 
 def test_statistics_count_requests(client: Any) -> None:
@@ -225,7 +263,8 @@ def test_errors_carry_a_status_and_a_sentence(client: Any) -> None:
             "Output 'other' is not an output",
             lambda: client.infer("tiny", [given("x", x, "float32")], outputs=[triton.InferRequestedOutput("other")]),
         ),
-        ("404", "is not one that this server answers", lambda: client.get_system_shared_memory_status()),
+        ("404", "'r' is not registered", lambda: client.get_system_shared_memory_status("r")),
+        ("501", "does not share CUDA memory", lambda: client.register_cuda_shared_memory("r", b"x", 0, 8)),
     ]
     for status, words, call in cases:
         with pytest.raises(InferenceServerException) as caught:
@@ -234,15 +273,43 @@ def test_errors_carry_a_status_and_a_sentence(client: Any) -> None:
         assert words in caught.value.message()
 
 
-def test_shared_memory_is_refused_with_a_sentence(client: Any) -> None:
-    item = triton.InferInput("x", [1, 4], "FP32")
-    item.set_shared_memory("region", 16)
-    with pytest.raises(InferenceServerException, match="shared memory"):
-        client.infer("tiny", [item])
-    wanted = triton.InferRequestedOutput("scores")
-    wanted.set_shared_memory("region", 12)
-    with pytest.raises(InferenceServerException, match="shared memory"):
-        client.infer("tiny", [given("x", np.ones((1, 4), np.float32), "float32")], outputs=[wanted])
+def test_system_shared_memory_in_and_out(client: Any) -> None:
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    region = shm.create_shared_memory_region("h", "/edgekit_test_http", 256)
+    try:
+        shm.set_shared_memory_region(region, [x], offset=64)
+        client.register_system_shared_memory("h", "/edgekit_test_http", 192, offset=64)
+        assert client.get_system_shared_memory_status() == [
+            {"name": "h", "key": "/edgekit_test_http", "offset": 64, "byte_size": 192}
+        ]
+        item = triton.InferInput("x", [2, 4], "FP32")
+        item.set_shared_memory("h", 32)
+        wanted = triton.InferRequestedOutput("scores")
+        wanted.set_shared_memory("h", 64, offset=100)
+        for _ in range(2):
+            shm.set_shared_memory_region(region, [x], offset=64)
+            result = client.infer("tiny", [item], outputs=[wanted])
+            assert result.get_output("scores")["parameters"] == {
+                "shared_memory_region": "h",
+                "shared_memory_offset": 100,
+                "shared_memory_byte_size": 24,
+            }
+            got = shm.get_contents_as_numpy(region, np.float32, (2, 3), offset=164)
+            assert np.array_equal(got, x[:, :3] + x[:, 3:] / 2)
+            assert np.array_equal(client.infer("tiny", [item]).as_numpy("scores"), x[:, :3] + x[:, 3:] / 2)
+            x = x * 2 + 1
+        wanted.set_shared_memory("h", 20)
+        with pytest.raises(InferenceServerException, match="'scores' has 24 bytes, shared_memory_byte_size is 20"):
+            client.infer("tiny", [item], outputs=[wanted])
+        item.set_shared_memory("other", 32)
+        with pytest.raises(InferenceServerException, match="'other' is not registered"):
+            client.infer("tiny", [item])
+        client.unregister_system_shared_memory("h")
+        client.unregister_cuda_shared_memory()
+        assert client.get_cuda_shared_memory_status() == []
+    finally:
+        client.unregister_system_shared_memory()
+        shm.destroy_shared_memory_region(region)
 
 
 def test_the_asyncio_client(server: Running) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
-
 from edgekit._lazy import require
 from edgekit.errors import InputError
 from edgekit.serve.app import App
@@ -14,6 +12,8 @@ from edgekit.serve.grpc import schema as schemas
 from edgekit.serve.grpc.route import INFER, STREAM, Answer, Later, Method
 from edgekit.serve.grpc.status import CallError, Status
 from edgekit.serve.messages import RequestError
+from edgekit.serve.options import load_options
+from edgekit.serve.shared_memory import NoCudaMemory
 
 SERVICE = "inference.GRPCInferenceService"
 _HEALTH_SERVICES = ("", SERVICE)
@@ -23,7 +23,7 @@ class Service:
     """Answers from an App, in messages."""
 
     def __init__(self, app: App) -> None:
-        self._app = app
+        self._app, self._cuda = app, NoCudaMemory()
 
     def methods(self) -> dict[bytes, Method]:
         """Every method by its path: INFER, STREAM, or a function of the request's bytes that gives the response's."""
@@ -103,15 +103,15 @@ class Service:
         return {}
 
     def _cuda_shared_memory_status(self, request: Any) -> Mapping[str, Any]:
-        if request.name:
-            raise CallError(Status.NOT_FOUND, f"CUDA shared memory region '{request.name}' is not registered.")
-        return {"regions": {}}
+        return {"regions": {r["name"]: r for r in self._cuda.status(request.name)}}
 
     def _cuda_shared_memory_register(self, _request: Any) -> Mapping[str, Any]:
-        raise CallError(Status.UNIMPLEMENTED, "This server does not share CUDA memory. Use system shared memory.")
+        self._cuda.register()
+        return {}
 
-    def _cuda_shared_memory_unregister(self, _request: Any) -> Mapping[str, Any]:
-        return {}  # there is none, which is what was asked for
+    def _cuda_shared_memory_unregister(self, request: Any) -> Mapping[str, Any]:
+        self._cuda.unregister(request.name)
+        return {}
 
     def _trace_setting(self, request: Any) -> Mapping[str, Any]:
         traces, model = self._app.traces, request.model_name
@@ -142,17 +142,9 @@ def _parsed(method: schemas.Method, data: Any) -> Any:
         raise InputError(f"The message is not a {method.request.DESCRIPTOR.name}.") from None
 
 
-def _load_options(parameters: Any) -> Mapping[str, Any] | None:
-    """Options of a load request, as the parameters have them: one `config` in JSON."""
-    for name in parameters:
-        if name != "config":
-            raise InputError(f"Parameter '{name}' is not taken by this server, whose packages are on its disk.")
-    if "config" not in parameters:
-        return None
-    try:
-        return msgspec.json.decode(parameters["config"].string_param, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise InputError(f"Parameter 'config' is not an object in JSON: {error}.") from None
+def _load_options(parameters: Any) -> Mapping[str, Any]:
+    values = {name: getattr(p, p.WhichOneof("parameter_choice") or "string_param") for name, p in parameters.items()}
+    return load_options(values)
 
 
 def _filled(message: Any, fields: Mapping[str, Any]) -> Any:
