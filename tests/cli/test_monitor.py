@@ -147,7 +147,7 @@ def test_ctrl_c_ends_a_recording_and_keeps_it(tmp_path: Path) -> None:
     root, archive = boards.nano(tmp_path / "tree"), tmp_path / "x.tar.gz"
     command = [sys.executable, "-m", "edgekit", "board", "capture", "-o", archive, "--root", root, "--interval", "0.05"]
     process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    time.sleep(1.5)
+    time.sleep(3)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=20)
     assert process.returncode == 0

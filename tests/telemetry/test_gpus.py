@@ -99,8 +99,8 @@ print(json.dumps(compare(lambda: time.sleep(0.01), inferences=4, window_s=1.1, c
     for trial in found["trials"]:
         assert trial["power_w"] == pytest.approx(80, rel=0.15)
         assert trial["within_stated_uncertainty"]
-        assert trial["counter_j_per_inference"] == pytest.approx(80 * 0.0101 / 4, rel=0.3)
-    assert found["period_ms_of_counter_and_power"][0] == pytest.approx(100, rel=0.1)
+        assert trial["counter_j_per_inference"] > 0.9 * 80 * 0.01 / 4
+    assert found["period_ms_of_counter_and_power"][0] == pytest.approx(100, rel=0.3)
     assert found["idle_w_by_counter_and_power"][1] == pytest.approx(81.25)
 
 

@@ -60,23 +60,23 @@ def test_two_lines_give_joules_with_source_and_scope() -> None:
 def test_what_is_spent_above_idle_is_told_apart() -> None:
     sensor = Clock()
     with measure_energy(sensors=Found((sensor,)), idle_s=0.4) as m:
-        sensor.use(25.0)
+        before, start_s = sensor.use(25.0), time.monotonic()
         time.sleep(0.4)
-        sensor.use(5.0)
+        spent, lasted_s = sensor.use(5.0) - before, time.monotonic() - start_s
     active = m.results[0].active
     assert active is not None
     assert active.idle_power_w == pytest.approx(5.0, rel=0.2)
-    assert abs(active.active_j - 20.0 * 0.4) <= active.uncertainty_j + 0.5
+    assert abs(active.active_j - (spent - 5.0 * lasted_s)) <= active.uncertainty_j
     assert "above idle" in str(m)
 
 
 def test_a_block_that_is_too_short_says_how_often_to_repeat_it() -> None:
     with measure_energy(sensors=Found((Clock(),))) as m:
-        time.sleep(0.02)
+        pass
     unresolved = m.results[0].energy
     assert isinstance(unresolved, Unresolved)
     assert unresolved.repeats_needed is not None
-    assert 2 <= unresolved.repeats_needed <= 5
+    assert unresolved.repeats_needed > 10
     assert f"Repeat the work {unresolved.repeats_needed} times" in str(m)
     assert m.energies == ()
 

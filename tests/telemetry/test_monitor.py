@@ -73,7 +73,7 @@ def test_a_counter_becomes_watts_at_the_second_reading(tmp_path: Path) -> None:
     power = monitor.read().powers[0]
     assert power.scope == "CPU package"
     assert power.power_w is not None
-    assert 2 < power.power_w < 20.1  # 1 J in at least 50 ms
+    assert 0.1 < power.power_w < 20.1  # 1 J in at least 50 ms
 
 
 def test_a_gpu_node_that_appears_late_is_found(tmp_path: Path) -> None:
