@@ -132,9 +132,8 @@ class Attribute:
             low = self.minimum is not None and not item >= self.minimum
             high = self.maximum is not None and not item <= self.maximum
             if low or high:
-                bounds = [f"at least {self.minimum:g}"] * (self.minimum is not None)
-                bounds += [f"at most {self.maximum:g}"] * (self.maximum is not None)
-                wanted = " and ".join(bounds)
+                bounds = (("at least", self.minimum), ("at most", self.maximum))
+                wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
                 raise UnsupportedCallError(f"{operator}: attribute '{self.name}' is {fine!r}; it must be {wanted}.")
         return fine
 
