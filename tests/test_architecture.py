@@ -27,7 +27,10 @@ RUNTIME_API = {"edgekit.runtime.session", "edgekit.runtime.ort"}
 
 HEAVY = {
     "cuda",
+    "google",
     "grpc",
+    "h2",
+    "hpack",
     "httptools",
     "matplotlib",
     "onnx",
