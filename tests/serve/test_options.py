@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from edgekit.errors import InputError, UsageError
 from edgekit.serve.options import ModelOptions, load_options, model_options
+from edgekit.serve.pipeline import read_pipeline
+from tests.data import ROOT
 
 
 def test_later_ones_win(tmp_path: Path) -> None:
@@ -51,6 +54,19 @@ def test_a_mistake_in_the_model_s_own_file_is_named(tmp_path: Path) -> None:
         model_options(tmp_path / "net.edge", "net")
     with pytest.raises(UsageError, match="The command line: Expected"):
         model_options(tmp_path / "other.edge", "other", given={"instances": 0})
+
+
+def test_the_guide_s_examples_and_table_are_the_options(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "serving.md").read_text()
+    pipeline, options = re.findall(r"^```toml\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    (tmp_path / "serve.toml").write_text(options)
+    resnet = model_options(tmp_path / "resnet.edge", "resnet")
+    assert (resnet.threads, resnet.preferred_batch, resnet.versions) == (1, (8, 16), 2)
+    (tmp_path / "a.pipeline.toml").write_text(pipeline)
+    assert read_pipeline(tmp_path / "a.pipeline.toml").models == {"faces", "ages"}
+    table = guide[guide.index("| option |") :].split("\n\n")[0]
+    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == set(ModelOptions.__struct_fields__)
 
 
 def test_options_of_a_load_request() -> None:
