@@ -2,7 +2,8 @@
 
 A target is a board or card (orin-nano, rtx-4090, l4), an architecture (sm_86), or this machine's GPU (this).
 Engines for RTX GPUs are built on any machine by TensorRT-RTX (pip install 'edgekit[rtx]'); engines for Jetson and
-datacenter GPUs on the device itself. The precision is the variant's: run edgekit quantize first.
+datacenter GPUs on the device itself. The precision is the variant's: run edgekit quantize first. Every stage of a
+package of stages is compiled.
 
   edgekit compile resnet.edge --target rtx-4090 sm_86
   edgekit compile resnet.edge --target orin-nano thor --plan      (what would work there: no GPU, no TensorRT)
@@ -62,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out `edgekit compile`."""
+    import msgspec
+
     from edgekit.cli.output import note
     from edgekit.engine.apply import compile_package
     from edgekit.engine.profiles import parse_shapes
@@ -77,23 +80,38 @@ def run(args: argparse.Namespace) -> int:
     options = _options(args)
     if args.plan:
         return _plan(args, package, profiles)
-    with _Report() as report:
-        _, made = compile_package(
-            package,
-            args.target or ["this"],
-            variants=args.variant or (),
-            profiles=profiles,
-            options=options,
-            kind=args.module,
-            use_cache=not args.no_cache,
-            progress=report,
-            note=note,
+    if package.stage_names and profiles:
+        raise UsageError(
+            f"'{package.path.name}' is made of stages, whose inputs differ. Give --shapes for one: "
+            f"edgekit compile {args.package}/{package.stages()[0][0].package} --shapes ..."
         )
+    made: list[Compiled] = []
+    with _Report() as report:
+        for prefix, own in _models(package):
+            _, engines = compile_package(
+                own,
+                args.target or ["this"],
+                variants=args.variant or (),
+                profiles=profiles,
+                options=options,
+                kind=args.module,
+                use_cache=not args.no_cache,
+                progress=report,
+                note=note,
+            )
+            made += [msgspec.structs.replace(c, id=f"{prefix}{c.id}") for c in engines]
     _print(made, as_json=args.json, package=args.package)
     return 0
 
 
+def _models(package: Package) -> list[tuple[str, Package]]:
+    """The package, or each of its stages with "STAGE/" before the names of its engines."""
+    return [(f"{stage.name}/", own) for stage, own in package.stages()] or [("", package)]
+
+
 def _plan(args: argparse.Namespace, package: Package, profiles: list[Profile]) -> int:
+    import msgspec
+
     from edgekit.cli.output import print_json
     from edgekit.cli.plan import print_plan
     from edgekit.engine.plan import broken, plan_package
@@ -103,7 +121,10 @@ def _plan(args: argparse.Namespace, package: Package, profiles: list[Profile]) -
 
     names = args.target or [t.name for t in targets().values() if t.family == "jetson"]
     wanted = [resolve(name, this_gpu()) for name in dict.fromkeys(names)]
-    found = plan_package(package, wanted, variants=args.variant or (), profiles=profiles, jetpack=args.jetpack)
+    found = []
+    for prefix, own in _models(package):
+        outlooks = plan_package(own, wanted, variants=args.variant or (), profiles=profiles, jetpack=args.jetpack)
+        found += [msgspec.structs.replace(o, variant=f"{prefix}{o.variant}") for o in outlooks]
     failing = broken(found)
     if args.json:
         print_json({"outlooks": found, "breaks": failing})
@@ -200,7 +221,10 @@ def _print(made: list[Compiled], *, as_json: bool, package: str) -> None:
             note(f"warning: {c.id}: {text.splitlines()[0]}")
         for text in remarks(c.summary) if c.summary is not None else ():
             note(f"note: {c.id}: {text}")
-    print_text(f"Look inside with: edgekit inspect {package} --variant {made[0].id} --layers")
+    stage, slash, first = made[0].id.rpartition("/")
+    print_text(
+        f"Look inside with: edgekit inspect {package}{f'/{stage}.edge' if slash else ''} --variant {first} --layers"
+    )
 
 
 def _state(reused: str) -> str:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
-from edgekit.errors import IntegrityError, ModelError, UsageError
+from edgekit.errors import IntegrityError, ModelError, PackageError, UsageError
 from edgekit.export.declared import Declared
 from edgekit.export.stages import export_stages, parse_link
 from edgekit.package import Package
@@ -182,7 +184,34 @@ def test_the_command_line(edgekit: Run, tmp_path: Path) -> None:
         (("export", "a.onnx", "b.onnx"), "name it with -o X.edge"),
         (("export", "a.onnx", "--link", "b.g=h", "-o", "q.edge"), "there is one source"),
         (("quantize", "p.edge", "--precision", "fp16"), "Name one of them: p.edge/a.edge"),
-        (("compile", "p.edge", "--target", "rtx-4090"), "Name one of them: p.edge/a.edge"),
+        (("compile", "p.edge", "--target", "rtx-4090"), "'b.edge' has no variant that a GPU gains from"),
+        (("compile", "p.edge", "--target", "rtx-4090", "--shapes", "x:1x8"), "edgekit compile p.edge/a.edge --shapes"),
     ):
         done = edgekit(*args, cwd=tmp_path)
         assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+
+
+def test_every_stage_is_compiled(edgekit: Run, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'edgekit[rtx]'")
+    np.savez(tmp_path / "in.npz", x=np.random.default_rng(2).standard_normal((9, 8)).astype(np.float32))
+    package = pair(tmp_path, samples=tmp_path / "in.npz")
+    done = edgekit("compile", package.path, "--target", "sm_86", "--variant", "fp32", "--json")
+    assert done.returncode == 0, done.stderr
+    engines = json.loads(done.stdout)["engines"]
+    assert [e["id"].partition("-")[0] for e in engines] == ["encoder/fp32", "decoder/fp32"]
+    for _, own in Package.open(package.path).stages():
+        assert [v.format for v in own.manifest.variants] == ["onnx", "tensorrt-rtx"]
+    done = edgekit("compile", package.path, "--target", "sm_75", "--variant", "fp32", "--plan")
+    assert done.returncode == 1
+    assert "sm_75 (encoder/fp32), sm_75 (decoder/fp32)" in done.stdout
+
+
+def test_a_stage_cannot_lie_outside_its_package(tmp_path: Path) -> None:
+    package = pair(tmp_path)
+    found = package.manifest.stages
+    assert isinstance(found, tuple)
+    for folder in ("../encoder.edge", "/tmp", ""):
+        moved = msgspec.structs.replace(found[0], package=folder)
+        manifest = msgspec.structs.replace(package.manifest, stages=(moved, found[1]))
+        with pytest.raises(PackageError, match="leaves the package"):
+            Package(package.path, manifest).stages()
