@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Protocol, TypeAlias, cast
+from typing import Protocol, cast
 
 from edgekit.serve.h2 import frames as h2
 from edgekit.serve.h2.budget import Budget
+from edgekit.serve.h2.controls import LEAVING, RESET_COST, Controls
 from edgekit.serve.h2.frames import Code, ConnectionFault, StreamFault
 from edgekit.serve.h2.headers import Head, HeaderReader
 from edgekit.serve.h2.limits import Limits
@@ -17,10 +17,8 @@ from edgekit.serve.h2.stream import Stream
 
 LOGGER = logging.getLogger(__name__)
 
-_LEAVING = b"leaving!"
 _ASKING = b"are you?"
 _LINGER_S = 2.0
-_RESET_COST = 5
 _REMEMBERED = 512
 _PLAIN = (h2.END_HEADERS, h2.END_HEADERS | h2.END_STREAM)
 _VIEW_BYTES = 1024  # pieces of a body above this are passed on without a copy
@@ -40,11 +38,13 @@ class Owner(Protocol):
         ...
 
 
-_Control: TypeAlias = Callable[[int, int, bytes], None]
-
-
 class Connection(asyncio.Protocol):
-    """One client. `heard` is when it last sent something, by the loop's clock."""
+    """One client.
+
+    `heard` is when it last sent something, by the loop's clock. `settled`: its first SETTINGS came; `acknowledged`: it
+    has ours. `last` is the highest stream that it opened. `leaving_at`: when it was told that we leave; `refusing`: it
+    has heard, or it leaves itself, and no more is taken.
+    """
 
     def __init__(self, door: Owner) -> None:
         self.door, self.limits = door, door.limits
@@ -53,24 +53,16 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._reader = HeaderReader(max_list_bytes=door.limits.header_bytes)
         self._rest = b""
-        self._preface = self._settled = self._acknowledged = False
+        self._preface = self.settled = self.acknowledged = False
         self._window = h2.DEFAULT_WINDOW
-        self._last = 0
+        self.last = 0
         self._block: tuple[int, int, bytearray, int] | None = None
         self._gone: dict[int, None] = {}
         self._budget = Budget(door.limits.noise, door.limits.noise_rate, self._since)
         self._answered = 0
-        self._asked = self._leaving_at = 0.0
-        self._refusing = self._ended = False
-        self._controls: dict[int, _Control] = {
-            h2.PRIORITY: self._on_priority,
-            h2.RST_STREAM: self._on_reset,
-            h2.SETTINGS: self._on_settings,
-            h2.PUSH_PROMISE: self._on_push,
-            h2.PING: self._on_ping,
-            h2.GOAWAY: self._on_goaway,
-            h2.WINDOW_UPDATE: self._on_window,
-        }
+        self._asked = self.leaving_at = 0.0
+        self.refusing = self._ended = False
+        self._controls = Controls(self)
 
     # what the transport calls
 
@@ -111,7 +103,7 @@ class Connection(asyncio.Protocol):
         finally:
             self.output.corked = False
             self.output.flush()
-        if self._refusing and not self.streams:
+        if self.refusing and not self.streams:
             self._close()
 
     def eof_received(self) -> bool:
@@ -160,7 +152,7 @@ class Connection(asyncio.Protocol):
             at = stop
             if self._block is not None and (kind != h2.CONTINUATION or number != self._block[0]):
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "a header block is not continued")
-            if not self._settled and kind != h2.SETTINGS:
+            if not self.settled and kind != h2.SETTINGS:
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "the first frame is not SETTINGS")
             try:
                 if kind == h2.DATA:
@@ -172,12 +164,9 @@ class Connection(asyncio.Protocol):
                 elif kind == h2.CONTINUATION:
                     self._on_continuation(flags, data[start:stop])
                 else:
-                    self._cost(1)
-                    control = self._controls.get(kind)
-                    if control is not None:  # unknown frames are passed over
-                        control(number, flags, data[start:stop])
+                    self._controls.act(kind, number, flags, data[start:stop])
             except StreamFault as fault:
-                self._cost(_RESET_COST)
+                self.cost(RESET_COST)
                 self.reset(fault.stream, fault.code)
         return at
 
@@ -197,7 +186,7 @@ class Connection(asyncio.Protocol):
             start += 1
         ended = flags & h2.END_STREAM
         if stop - start < 16 and not ended:
-            self._cost(1)
+            self.cost(1)
         stream = self.streams.get(number)
         if stream is None:
             self._closed_stream(number)
@@ -223,9 +212,9 @@ class Connection(asyncio.Protocol):
 
     def _closed_stream(self, number: int) -> None:
         """A frame came for a stream that is not open: late if we ended it, else a fault."""
-        if number > self._last or not number & 1:
+        if number > self.last or not number & 1:
             raise ConnectionFault(Code.PROTOCOL_ERROR, f"stream {number} is not open")
-        self._cost(1)
+        self.cost(1)
         if number not in self._gone:
             raise StreamFault(number, Code.STREAM_CLOSED)
 
@@ -252,7 +241,7 @@ class Connection(asyncio.Protocol):
         block += more
         if count >= self.limits.continuations or len(block) > self.limits.header_bytes:
             raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "a header block is too long")
-        self._cost(1)
+        self.cost(1)
         self._block = number, first, block, count + 1
         if flags & h2.END_HEADERS:
             self._block = None
@@ -272,13 +261,13 @@ class Connection(asyncio.Protocol):
             return
         if not number & 1:
             raise ConnectionFault(Code.PROTOCOL_ERROR, f"a client cannot open stream {number}")
-        if number <= self._last:
+        if number <= self.last:
             if number not in self._gone:
                 raise ConnectionFault(Code.STREAM_CLOSED, f"stream {number} was used before")
-            self._cost(1)
+            self.cost(1)
             return
-        self._last = number
-        if len(self.streams) >= self.limits.streams or self._refusing:
+        self.last = number
+        if len(self.streams) >= self.limits.streams or self.refusing:
             raise StreamFault(number, Code.REFUSED_STREAM)
         if head.fault:
             raise StreamFault(number, Code.PROTOCOL_ERROR)
@@ -287,87 +276,8 @@ class Connection(asyncio.Protocol):
             stream.remote_open = False
         stream.opened()
 
-    # frames that carry nothing
-
-    def _on_priority(self, number: int, _flags: int, payload: bytes) -> None:
-        if not number:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "PRIORITY without a stream")
-        if len(payload) != 5:
-            raise StreamFault(number, Code.FRAME_SIZE_ERROR)
-
-    def _on_push(self, _number: int, _flags: int, _payload: bytes) -> None:
-        raise ConnectionFault(Code.PROTOCOL_ERROR, "a client cannot push")
-
-    def _on_reset(self, number: int, _flags: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "RST_STREAM is not 4 bytes")
-        if number > self._last or not number & 1:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, f"stream {number} is not open")
-        stream = self.streams.get(number)
-        if stream is not None:
-            self._cost(_RESET_COST)
-            self._forget(stream)
-            stream.dropped()
-
-    def _on_settings(self, number: int, flags: int, payload: bytes) -> None:
-        if number or (flags & h2.ACK and not self._settled):
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "SETTINGS belong to the connection")
-        if len(payload) % 6 or (flags & h2.ACK and payload):
-            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "SETTINGS have a wrong length")
-        if flags & h2.ACK:
-            self._acknowledged = True
-            return
-        self._settled = True
-        self._cost(len(payload) // 60)
-        self.output.write(h2.frame(h2.SETTINGS, h2.ACK, 0))  # first: what they allow is used in frames after this
-        for key, value in h2.read_settings(payload):
-            if key == h2.INITIAL_WINDOW_SIZE:
-                if value > h2.MAX_WINDOW:
-                    raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is too large")
-                self.output.set_stream_window(value, list(self.streams.values()))
-            elif key == h2.MAX_FRAME_SIZE:
-                if not h2.DEFAULT_FRAME <= value <= h2.LARGEST_FRAME:
-                    raise ConnectionFault(Code.PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of range")
-                self.output.frame_bytes = min(value, 4 * h2.DEFAULT_FRAME)
-            elif key == h2.HEADER_TABLE_SIZE:
-                self.output.set_table_size(value)
-            elif key == h2.ENABLE_PUSH and value > 1:
-                raise ConnectionFault(Code.PROTOCOL_ERROR, "ENABLE_PUSH is not 0 or 1")
-
-    def _on_ping(self, number: int, flags: int, payload: bytes) -> None:
-        if number:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "PING belongs to the connection")
-        if len(payload) != 8:
-            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "PING is not 8 bytes")
-        if not flags & h2.ACK:
-            self.output.write(h2.frame(h2.PING, h2.ACK, 0, payload))
-        elif payload == _LEAVING and self._leaving_at:
-            self._refuse_more()
-
-    def _on_goaway(self, number: int, _flags: int, payload: bytes) -> None:
-        if number or len(payload) < 8:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "GOAWAY is not one")
-        self._refusing = True
-
-    def _on_window(self, number: int, _flags: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "WINDOW_UPDATE is not 4 bytes")
-        increment = int.from_bytes(payload, "big") & h2.MAX_WINDOW
-        if not number:
-            if not increment:
-                raise ConnectionFault(Code.PROTOCOL_ERROR, "WINDOW_UPDATE by nothing")
-            self.output.widen(increment)
-            return
-        stream = self.streams.get(number)
-        if stream is None:
-            if number > self._last or not number & 1:
-                raise ConnectionFault(Code.PROTOCOL_ERROR, f"stream {number} is not open")
-        elif not increment:
-            raise StreamFault(number, Code.PROTOCOL_ERROR)
-        else:
-            self.output.widen_stream(stream, increment)
-
-    def _cost(self, units: int) -> None:
+    def cost(self, units: int) -> None:
+        """Count work that carries nothing. Raises ConnectionFault: too much of it."""
         self._budget.spend(units, now=self.heard, done=self._answered + self.output.data_frames)
 
     # streams that end
@@ -378,7 +288,7 @@ class Connection(asyncio.Protocol):
         self._remember(number)
         stream = self.streams.get(number)
         if stream is not None:
-            self._forget(stream)
+            self.forget(stream)
             stream.dropped()
 
     def _finished(self, stream: Stream) -> None:
@@ -387,18 +297,19 @@ class Connection(asyncio.Protocol):
         if stream.remote_open:  # it need not send the rest
             self.output.write(h2.rst_stream(stream.id, Code.NO_ERROR))
             self._remember(stream.id)
-        if stream.held or self._refusing:
-            self._forget(stream)
+        if stream.held or self.refusing:
+            self.forget(stream)
         else:
             del self.streams[stream.id]
 
-    def _forget(self, stream: Stream) -> None:
+    def forget(self, stream: Stream) -> None:
+        """Let go of a stream and of what it holds."""
         if stream.backlog:
             self.output.drop(stream)
         if stream.held:
             stream.hold(-stream.held)
         self.streams.pop(stream.id, None)
-        if not self.streams and not self.output.corked and self._refusing:
+        if not self.streams and not self.output.corked and self.refusing:
             self._close()
 
     def _remember(self, number: int) -> None:
@@ -409,7 +320,7 @@ class Connection(asyncio.Protocol):
 
     def _drop_streams(self) -> None:
         for stream in list(self.streams.values()):
-            self._forget(stream)
+            self.forget(stream)
             stream.dropped()
 
     # the connection's end
@@ -425,15 +336,15 @@ class Connection(asyncio.Protocol):
         elif self.output.paused:
             if now - self._since > limits.write_s:
                 transport.abort()
-        elif not self._acknowledged and now - self._since > limits.head_s:
+        elif not self.acknowledged and now - self._since > limits.head_s:
             self._fail(ConnectionFault(Code.SETTINGS_TIMEOUT, "the connection was not opened in time"))
-        elif self._leaving_at and now - self._leaving_at > 1.0 and not self._refusing:
-            self._refuse_more()
+        elif self.leaving_at and now - self.leaving_at > 1.0 and not self.refusing:
+            self.refuse_more()
         elif self._asked > self.heard:
             if now - self._asked > limits.pong_s:
                 transport.abort()
         elif not self.streams and now - self.heard > limits.idle_s:
-            self._refuse_more()
+            self.refuse_more()
         elif now - self.heard > limits.ping_s and not self._asked > self.heard:
             self._asked = now
             self.output.write(h2.frame(h2.PING, 0, 0, _ASKING))
@@ -442,24 +353,24 @@ class Connection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Take no more calls, answer those that are open, and then close."""
-        if self._transport is None or self._ended or self._leaving_at:
+        if self._transport is None or self._ended or self.leaving_at:
             return
-        if not self._settled:
+        if not self.settled:
             self._close()
             return
-        self._leaving_at = self.door.loop.time()
-        self.output.write(h2.goaway(h2.MAX_STREAM_ID, Code.NO_ERROR) + h2.frame(h2.PING, 0, 0, _LEAVING))
+        self.leaving_at = self.door.loop.time()
+        self.output.write(h2.goaway(h2.MAX_STREAM_ID, Code.NO_ERROR) + h2.frame(h2.PING, 0, 0, LEAVING))
 
     def abort(self) -> None:
         """Close at once."""
         if self._transport is not None:
             self._transport.abort()
 
-    def _refuse_more(self) -> None:
+    def refuse_more(self) -> None:
         """The client has heard that we leave: what it opens from now on is not taken."""
-        if not self._refusing:
-            self._refusing = True
-            self.output.write(h2.goaway(self._last, Code.NO_ERROR))
+        if not self.refusing:
+            self.refusing = True
+            self.output.write(h2.goaway(self.last, Code.NO_ERROR))
         if not self.streams and not self.output.corked:
             self._close()
 
@@ -473,7 +384,7 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        self.output.write(h2.goaway(self._last, fault.code, str(fault)))
+        self.output.write(h2.goaway(self.last, fault.code, str(fault)))
         self.output.flush()
         if transport.can_write_eof():
             transport.write_eof()
