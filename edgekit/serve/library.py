@@ -112,6 +112,7 @@ class Library:
         self._loaded: dict[Key, Source] = {}
         self._models: dict[Key, Model] = {}
         self._failed: dict[Path, Signature] = {}
+        self._passed_over: dict[Path, Signature] = {}
         self._unloaded: set[str] = set()
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -174,9 +175,11 @@ class Library:
         wanted = self._wanted(patient=True)
         for source in wanted:
             have = self._loaded.get(source.key)
-            if (have is not None and have.signature == source.signature) or (
-                self._failed.get(source.path) == source.signature
-            ):
+            if have is not None and have.signature == source.signature:
+                if self._failed.pop(source.path, None) is not None:  # what was wrong was taken back
+                    self._tell_keeper("note", *source.key, LOADING, "")
+                continue
+            if self._failed.get(source.path) == source.signature:
                 continue
             self._try(source)
         self._withdraw_all_but(wanted)
@@ -253,17 +256,20 @@ class Library:
                 except EdgekitError as error:
                     if known is not None:
                         found[path] = known
-                    if self._failed.get(path) != signature:
-                        self._failed[path] = signature
-                        LOGGER.warning("'%s' is not served: %s", path, error)
+                    self._pass_over(path, signature, str(error))
                     continue
                 twin = next((s for s in found.values() if s.key == source.key), None)
                 if twin is None:
                     found[path] = source
-                elif self._failed.get(path) != signature:
-                    self._failed[path] = signature
-                    LOGGER.warning("'%s' is not served: '%s' has its name and version", path, twin.path)
+                else:
+                    self._pass_over(path, signature, f"'{twin.path}' has its name and version")
         self._sources = found
+
+    def _pass_over(self, path: Path, signature: Signature, reason: str) -> None:
+        """Say once that a package cannot be served as it is."""
+        if self._passed_over.get(path) != signature:
+            self._passed_over[path] = signature
+            LOGGER.warning("'%s' is not served: %s", path, reason)
 
     def _wanted(self, *, patient: bool = False) -> list[Source]:
         """The sources that should be served: packages as found, pipelines after them.
@@ -321,10 +327,10 @@ class Library:
             self._refused(source, error)
 
     def _refused(self, source: Source, error: Exception) -> None:
-        LOGGER.warning("'%s' is not served: %s", source.path, error)
         reason = f"not loaded: {error}" if isinstance(error, EdgekitError) else f"not loaded: {type(error).__name__}"
         if source.key in self._loaded:
             reason = f"served as it was; what replaced it on disk was {reason}"
+        LOGGER.warning("'%s': %s", source.path, reason)
         self._tell_keeper("note", *source.key, UNAVAILABLE, reason)
 
     def _withdraw_all_but(self, wanted: Sequence[Source]) -> None:

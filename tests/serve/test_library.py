@@ -251,6 +251,32 @@ def test_loading_and_unloading_on_request(tmp_path: Path) -> None:
     serving.close()
 
 
+def test_a_twin_takes_over_when_the_first_is_removed(tmp_path: Path) -> None:
+    versioned(tmp_path / "a.edge", "a", "1", 1.0)
+    serving = Serving(tmp_path)
+    versioned(tmp_path / "b.edge", "a", "1", 2.0)
+    serving.poll()
+    assert serving.score("a") == 1
+    shutil.rmtree(tmp_path / "a.edge")
+    serving.poll()
+    assert serving.score("a") == 2
+    serving.close()
+
+
+def test_a_mistake_that_is_taken_back_leaves_no_reason(tmp_path: Path) -> None:
+    versioned(tmp_path / "a.edge", "a", "1")
+    serving = Serving(tmp_path)
+    served = serving.app.repository.find("a")
+    (tmp_path / "a.toml").write_text("instances = 0\n")
+    serving.poll()
+    assert "served as it was" in serving.app.repository_index()[0]["reason"]
+    (tmp_path / "a.toml").unlink()
+    serving.poll()
+    assert serving.app.repository_index()[0]["reason"] == ""
+    assert serving.app.repository.find("a") is served
+    serving.close()
+
+
 def test_control_can_be_withheld(tmp_path: Path) -> None:
     versioned(tmp_path / "a.edge", "a", "1")
     serving = Serving(tmp_path)
