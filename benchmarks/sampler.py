@@ -58,8 +58,8 @@ def row(root: Path, seconds: float) -> dict[str, float]:
     with opened_root(root) as (folder, _):
         monitor = Monitor(folder)
         values = len(list(monitor.read().zones)) + len(monitor.read().rails)
-        with Sampler(monitor.read, interval_s=1 / RATE_HZ, keep=100) as sampler:
-            time.sleep(1.0)
+        with Sampler(monitor.read, interval_s=1 / RATE_HZ, keep=10) as sampler:
+            time.sleep(2.0)  # the history is full
             memory_kb = resident_kb()
             used = slept(seconds)
             grown_kb = resident_kb() - memory_kb

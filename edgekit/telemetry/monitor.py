@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from edgekit.telemetry.throttle import FanReading, Throttle, find_fans, find_thr
 
 ORIGIN_FILE = "edgekit/origin"
 """In a tree that is not a live machine: one sentence on where it comes from ("built, not captured: ...")."""
+
+
+_MODES_S = 60.0
+"""How often the power mode is asked for, which runs a program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,7 @@ class Monitor:
     """Reads a machine. Devices are looked for at the start and every `rediscover_s` again.
 
     So a node that appears late (a Jetson's GPU), or comes back under another number, is found. What fails is reported
-    once in `problems` and left out until it is found again. For one thread at a time.
+    once in `problems` and left out until it is found again. 0 looks before every reading. For one thread at a time.
     """
 
     def __init__(self, root: Path = Path("/"), *, rediscover_s: float = 10.0) -> None:
@@ -105,6 +110,8 @@ class Monitor:
         cpu_reasons = rapl.reasons if board is None else ()  # a Jetson has rails instead
         self.reasons = tuple(r for r in (*cpu_reasons, gpu_reason) if r)
         self._throttles = {s.cause: s for s in find_throttles(root)}
+        self._modes: PowerModes | None = None
+        self._modes_s = -math.inf
         self._discover()
 
     def _discover(self) -> None:
@@ -117,7 +124,8 @@ class Monitor:
         self._fans = find_fans(root)
         known = self._throttles
         self._throttles = {s.cause: known.get(s.cause, s) for s in find_throttles(root)}
-        self._modes = read_power_modes(root)
+        if self._found_s - self._modes_s >= _MODES_S or self._rediscover_s == 0:
+            self._modes, self._modes_s = read_power_modes(root), self._found_s
 
     def read(self) -> Snapshot:
         """Everything now. Never fails: what cannot be read is None, with a sentence in `problems`."""

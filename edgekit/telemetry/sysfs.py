@@ -57,15 +57,16 @@ def by_number(folder: Path, pattern: str) -> list[Path]:
 
 
 class Attribute:
-    """One small file that is read again and again: it is kept open, so that a reading costs two system calls.
+    """One small file that is read again and again: it is kept open, so that a reading is one system call.
 
     Safe for one thread at a time. The file may vanish and come back; each reading then says so or finds it again.
     """
 
-    __slots__ = ("_handle", "path")
+    __slots__ = ("_handle", "_kernel", "path")
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._kernel = str(path).startswith(("/sys/", "/proc/"))
         self._handle = -1
 
     def text(self) -> str | None:
@@ -79,7 +80,8 @@ class Attribute:
         """As `text`. Raises OSError."""
         if self._handle >= 0:
             try:
-                if os.fstat(self._handle).st_nlink:  # else the file was removed or replaced
+                # the kernel says itself when a device is gone; a file of a tree may be removed or replaced
+                if self._kernel or os.fstat(self._handle).st_nlink:
                     return _plain(os.pread(self._handle, _MOST_BYTES, 0))
             except BlockingIOError:
                 raise
