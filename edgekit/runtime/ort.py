@@ -109,7 +109,8 @@ class OrtSession:
         self._place = place
         self._bound = self._runner(ort, graphs, stream) if (place.kind == "cuda" if bind is None else bind) else None
         where = "CPU" if place.kind == "cpu" else f"{'TensorRT' if tensorrt else 'CUDA'} on {place}"
-        self._device = f"ONNX Runtime {ort.__version__}, {where}, {self._threads} thread{'s' if self._threads > 1 else ''}"
+        count = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
+        self._device = f"ONNX Runtime {ort.__version__}, {where}, {count}"
 
     def _runner(self, ort: Any, graphs: bool, stream: int | None) -> BoundRunner | None:
         if not can_bind(self._inputs, self._outputs):

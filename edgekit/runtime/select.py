@@ -143,8 +143,9 @@ def candidates(
         out += _on_cpu(package, able, notes)
     if not out:
         where = f"on {here.place}" if here.gpu else "on this machine"
-        why = f" ({notes[0]})" if notes else ""
-        raise UsageError(f"'{package.path.name}' has no variant that can run {where}{why}. Export an ONNX variant.")
+        why = f" ({'; '.join(notes)})" if notes else ""
+        fix = "Compile an engine there: edgekit compile X.edge --target this" if here.gpu else "Export an ONNX variant."
+        raise UsageError(f"'{package.path.name}' has no variant that can run {where}{why}. {fix}")
     return out
 
 

@@ -39,7 +39,9 @@ def test_a_variant_that_does_not_pay_is_not_chosen(tiny: Package, mark: str) -> 
 def test_engines_and_tensorrt_forms_are_not_run_on_a_cpu(tiny: Package) -> None:
     package = add(add(tiny, "int8-trt", "int8-trt"), "engine", "fp16", format="tensorrt", target="sm87-trt10.3")
     assert {v.id for v in runnable(package)} == {"fp32", "int8"}
-    with pytest.raises(UsageError, match=r"cannot run variant 'engine': engine 'engine' needs an NVIDIA GPU \(sm87-trt10.3\)"):
+    with pytest.raises(
+        UsageError, match=r"cannot run variant 'engine': engine 'engine' needs an NVIDIA GPU \(sm87-trt10.3\)"
+    ):
         choose(package, "engine")
 
 
@@ -139,8 +141,11 @@ def test_a_device_that_is_asked_for_is_kept_to(tiny: Package) -> None:
     assert choose(tiny, device="cuda:1", machine=ORIN).device == "cuda:1"
     with pytest.raises(UsageError, match="cuda:0 does not exist; no NVIDIA GPU"):
         choose(tiny, device="cuda", machine=Machine())
-    with pytest.raises(UsageError, match=r"no variant that can run on cuda:0 \(Orin is not used"):
+    with pytest.raises(UsageError, match=r"on cuda:0 \(Orin is not used.*\. Compile an engine there: edgekit compile"):
         choose(tiny, device="cuda:0", machine=replace(ORIN, onnx_cuda=False))
+    other = engine(tiny, "fp16-engine", target="sm86-trt10.3")
+    with pytest.raises(UsageError, match=r"is for sm_86 and this GPU is sm_87; Orin is not used by ONNX Runtime: pip"):
+        choose(other, device="cuda:0", machine=replace(ORIN, onnx_cuda=False))
 
 
 def test_a_variant_that_is_asked_for_goes_where_it_runs_best(tiny: Package) -> None:
