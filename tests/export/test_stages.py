@@ -29,6 +29,7 @@ def test_two_models_become_one_package_of_two(tmp_path: Path) -> None:
     samples = package.samples()
     np.testing.assert_allclose(samples.outputs["y"], two_layers(samples.inputs["x"]), rtol=1e-4, atol=1e-5)
     assert Package.open(package.path).manifest == package.manifest
+    assert b'"stages"' not in (package.path / "encoder.edge" / "manifest.json").read_bytes()  # as before there were any
     assert verify(package).passed
 
 
