@@ -78,6 +78,7 @@ DEPENDENCIES = (
     Dependency(module="matplotlib", distributions=("matplotlib",), extra="bench", use="draws reports/bench.png"),
     Dependency(module="pynvml", distributions=("nvidia-ml-py",), extra="telemetry", use="energy of NVIDIA GPUs"),
     Dependency(module="zstandard", distributions=("zstandard",), extra="telemetry", use="captures as .tar.zst"),
+    Dependency(module="cuda.bindings", distributions=("cuda-bindings",), extra="plugins", use="compiles CUDA plugins"),
     Dependency(module="tensorrt", distributions=("tensorrt",), extra="trt", use="runs and builds TensorRT engines"),
     Dependency(
         module="tensorrt_rtx_bindings",
@@ -98,6 +99,7 @@ NEEDS = {
     "inspect": (),
     "monitor": (),
     "board": (),
+    "plugins": ("cuda.bindings",),
     "doctor": (),
 }
 """Command -> import names that it cannot do without; "a|b" is either."""

@@ -24,7 +24,7 @@ _PARTITIONS = 4
 @dataclass(frozen=True)
 class Multiprocessor:
     """Limits of one multiprocessor. `shared_bytes` is shared memory of all its blocks; `reserved_bytes` of it go to the
-    system for each block."""
+    system for each block. `fp32_per_cycle`: FP32 multiply-adds that it finishes in a cycle."""
 
     sm: int
     threads: int
@@ -32,6 +32,7 @@ class Multiprocessor:
     shared_bytes: int
     reserved_bytes: int
     shared_unit_bytes: int
+    fp32_per_cycle: int
 
     @property
     def warps(self) -> int:
@@ -46,7 +47,8 @@ class Multiprocessor:
 
 def _multiprocessor(sm: int, threads: int, blocks: int, shared_kib: int) -> Multiprocessor:
     turing = sm < 80
-    return Multiprocessor(sm, threads, blocks, shared_kib * 1024, 0 if turing else 1024, 256 if turing else 128)
+    reserved, unit = (0, 256) if turing else (1024, 128)
+    return Multiprocessor(sm, threads, blocks, shared_kib * 1024, reserved, unit, 64 if sm <= 80 else 128)
 
 
 MULTIPROCESSORS = {
@@ -111,6 +113,11 @@ def occupancy(sm: int, *, threads: int, registers: int, shared_bytes: int) -> Oc
     }
     blocks = min(found.values())
     return Occupancy(blocks, blocks * warps / mp.warps, tuple(name for name, count in found.items() if count == blocks))
+
+
+def fp32_flops_per_s(sm: int, *, multiprocessors: int, clock_hz: float) -> float:
+    """What the FP32 units of a GPU compute in a second, a multiply-add being two operations."""
+    return 2.0 * multiprocessor(sm).fp32_per_cycle * multiprocessors * clock_hz
 
 
 def _round_up(value: int, unit: int) -> int:

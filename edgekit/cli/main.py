@@ -23,6 +23,7 @@ COMMANDS = {
     "inspect": "what is inside a package: variants, layers, FLOPs, bytes",
     "monitor": "live power, temperature, clocks and throttling",
     "board": "record a machine's telemetry files, to be replayed elsewhere",
+    "plugins": "the CUDA plugins for TensorRT, and what each takes of each GPU",
     "doctor": "what this machine has, what is missing, how to fix it",
 }
 """Command -> what it does. Each lives in `edgekit.cli.<command>` as `add_arguments(parser)` and `run(args)`."""
