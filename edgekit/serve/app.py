@@ -76,6 +76,7 @@ class App:
         self.soon: Post | None = None
         self.later: Callable[..., Any] | None = None
         self._retiring: list[threading.Thread] = []
+        self._ending: list[Model] = []
 
     def server_metadata(self) -> dict[str, Any]:
         """Name, version and protocol extensions."""
@@ -124,12 +125,14 @@ class App:
         """Serve `model` from now on; requests in flight finish on the one that it replaces."""
         old = self.repository.put(model)
         if old is not None:
-            self._retire(old)
+            self._end(old)
 
     def withdraw(self, name: str, version: str, reason: str, *, forget: bool = False) -> None:
         """Serve a model no longer; requests in flight are finished."""
         model = self.repository.drop(name, version, reason)
-        if model is not None:
+        if model is not None and self.repository.versions(name):
+            self._end(model)
+        elif model is not None:
             self._retire(model)
         if forget:
             self.repository.forget(name, version)
@@ -137,6 +140,13 @@ class App:
     def note(self, name: str, version: str, state: str, reason: str) -> None:
         """Say in the index what becomes of a model."""
         self.repository.note(name, version, state, reason)
+
+    def _end(self, model: Model) -> None:
+        """Let go of a model that has a successor, once the sequences that began on it are over."""
+        if len(model.sequences):
+            self._ending.append(model)
+        else:
+            self._retire(model)
 
     def _retire(self, model: Model) -> None:
         model.worker.retire()
@@ -201,6 +211,7 @@ class App:
             if model.states and "sequence_id" in request.parameters:
                 turn = turn_of(request.parameters)
                 if turn is not None:
+                    model = self._owner(model, turn)
                     sequence = model.sequences.enter(turn, time.monotonic())
                     self._in_turn(model, request, turn, sequence, done, post)
                     return None
@@ -238,6 +249,14 @@ class App:
         if job is not None and timeout_s is not None and self.later is not None:
             self.later(timeout_s, model.worker.sweep)
         return job
+
+    def _owner(self, model: Model, turn: Turn) -> Model:
+        """Where the sequence of `turn` runs: `model`, or the one before it, which it began on."""
+        if self._ending and not turn.start and turn.id not in model.sequences:
+            for old in self._ending:
+                if old.name == model.name and turn.id in old.sequences:
+                    return old
+        return model
 
     def _in_turn(
         self,
@@ -287,6 +306,10 @@ class App:
         for model in self.repository.models():
             if len(model.sequences):
                 model.sequences.expire(now_s)
+        ending, self._ending = self._ending, []
+        for model in ending:
+            model.sequences.expire(now_s)
+            self._end(model)
 
     def close(self) -> None:
         """Release every model."""
@@ -294,6 +317,8 @@ class App:
         if self.library is not None:
             self.library.close()
         self.repository.close()
+        for model in self._ending:
+            model.close()
         for thread in self._retiring:
             thread.join(5.0)
         self.traces.close()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.package import MANIFEST, REPORTS, Package
@@ -21,8 +21,10 @@ from edgekit.serve.loading import model_from_package
 from edgekit.serve.messages import RequestError
 from edgekit.serve.model import Model
 from edgekit.serve.options import PIPELINE_SUFFIX, ModelOptions, model_options, option_files
-from edgekit.serve.pipeline import PipelineFile, pipeline_model, read_pipeline
 from edgekit.serve.repository import LOADING, UNAVAILABLE, version_order
+
+if TYPE_CHECKING:
+    from edgekit.serve.pipeline import PipelineFile
 
 LOGGER = logging.getLogger(__name__)
 
@@ -188,16 +190,16 @@ class Library:
         while True:
             try:
                 order = self._orders.get(timeout=watch_s)
-                if order is None:
-                    return
-                order()
             except queue.Empty:
-                try:
-                    self.poll()
-                except RuntimeError:  # the server's loop is closed
-                    return
-                except Exception:
-                    LOGGER.exception("looking for changed packages failed; it is tried again")
+                order = self.poll
+            if order is None:
+                return
+            try:
+                order()
+            except RuntimeError:  # the server's loop is closed
+                return
+            except Exception:
+                LOGGER.exception("looking for changed packages failed; it is tried again")
 
     def _ordered(self, work: Callable[[], None], answer: Answer) -> None:
         error: Exception | None = None
@@ -296,6 +298,8 @@ class Library:
     def _load(self, source: Source) -> Model:
         options = self._options(source.path, source.name)
         if source.pipeline is not None:
+            from edgekit.serve.pipeline import pipeline_model
+
             model = pipeline_model(
                 source.pipeline, self._models_by_name(), name=source.name, options=options, path=source.path
             )
@@ -354,6 +358,8 @@ def _source(path: Path) -> Source:
     """Raises PackageError, IntegrityError or UsageError: it cannot be opened."""
     signature = _signature(path)  # before it is read: a change meanwhile is then seen later
     if path.name.endswith(PIPELINE_SUFFIX):
+        from edgekit.serve.pipeline import read_pipeline  # only where there is one: start-up is short
+
         file = read_pipeline(path)
         return Source(path, file.name or path.name.removesuffix(PIPELINE_SUFFIX), file.version, signature, file)
     package = Package.open(path)

@@ -27,15 +27,7 @@ MAX_SECONDS = 600.0
 RATES_HZ = (4_000, 384_000)
 """A header of a few bytes may promise a picture or a recording that fills the memory; beyond these it is refused."""
 
-TOP = 5
-
-_KINDS = (b"image/", b"audio/")
 _numbers = itertools.count(1)
-
-
-def is_media(content_type: bytes) -> bool:
-    """Whether a body of this type is a picture or a recording."""
-    return content_type.strip().lower().startswith(_KINDS)
 
 
 def rows_of(model: Model, content_type: bytes, body: bytes) -> Tensors:
@@ -144,7 +136,7 @@ def _joined(parts: list[Tensors]) -> Tensors:
     }
 
 
-def document_of(model: Model, outputs: Tensors, *, top: int = TOP) -> dict[str, Any]:
+def document_of(model: Model, outputs: Tensors, *, top: int) -> dict[str, Any]:
     """The answer in JSON: the best `top` classes of each row for a classifier, else the values of every output."""
     head: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
     first = next(iter(outputs.values()))

@@ -17,9 +17,7 @@ from edgekit.errors import EdgekitError, InputError
 from edgekit.serve.app import App, Cancel, status_of
 from edgekit.serve.codec import encode_response, header_length_of
 from edgekit.serve.compress import MIN_BYTES, accepted, compress, decompress
-from edgekit.serve.media import TOP, MediaRun, document_of, is_media, rows_of
 from edgekit.serve.messages import InferResponse, RequestError
-from edgekit.serve.metrics import METRICS_TYPE, exposition
 from edgekit.serve.model import Model
 from edgekit.serve.options import load_options
 from edgekit.serve.shared_memory import NoCudaMemory, SharedMemory
@@ -27,6 +25,8 @@ from edgekit.serve.worker import Post
 from edgekit.tensors import Tensors
 
 LOGGER = logging.getLogger(__name__)
+
+_MEDIA = (b"image/", b"audio/")
 
 JSON, BINARY = b"application/json", b"application/octet-stream"
 
@@ -159,7 +159,7 @@ class Routes:
             case ["", "v2", "cudasharedmemory", *rest]:
                 return _of_memory(NoCudaMemory(), rest)
             case ["", "metrics"]:
-                return {"GET": lambda _request, respond: respond(HttpResponse(200, [exposition(app)], METRICS_TYPE))}
+                return {"GET": self._metrics}
             case ["", "v2", "models", "stats"]:
                 return {"GET": _document(app.statistics)}
             case ["", "v2", "models", name, "versions", version, *rest] if name and version:
@@ -203,6 +203,11 @@ class Routes:
                 raise InputError(f"The request is not a repository index request in JSON: {error}.") from None
         respond(_json_response(self._app.repository_index(ready_only=ready_only)))
 
+    def _metrics(self, _request: HttpRequest, respond: Respond) -> None:
+        from edgekit.serve.metrics import METRICS_TYPE, exposition
+
+        respond(HttpResponse(200, [exposition(self._app)], METRICS_TYPE))
+
     def _load(self, name: str, request: HttpRequest, respond: Respond) -> None:
         self._app.load(name, load_options(_parameters(request.body)), _done(respond))
 
@@ -216,7 +221,7 @@ class Routes:
         model = self._app.repository.find(name, version)
         headers = request.headers
         kind = headers.get(b"content-type")
-        if kind is not None and is_media(kind):
+        if kind is not None and kind.lstrip()[:6].lower() in _MEDIA:
             self._infer_file(model, kind, request, respond)
             return
         length = headers.get(b"inference-header-content-length")
@@ -250,6 +255,8 @@ class Routes:
 
     def _infer_file(self, model: Model, kind: bytes, request: HttpRequest, respond: Respond) -> None:
         """A picture or a recording as the body: answered in labels, `?top=N` of them."""
+        from edgekit.serve.media import MediaRun, document_of, rows_of  # with it come decoders, which most do not need
+
         top = _top_of(request.target)
 
         def answer(result: Tensors | Exception) -> None:
@@ -374,7 +381,7 @@ def _path_of(target: bytes) -> str:
 def _top_of(target: bytes) -> int:
     """The `top` of a target's query. Raises InputError unless it is a number of classes."""
     query = parse_qs(target.partition(b"?")[2].decode("latin-1"), max_num_fields=16)
-    text = query.get("top", [str(TOP)])[-1]
+    text = query.get("top", ["5"])[-1]
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 100_000:
         raise InputError(f"Query top is '{text[:20]}'; expected a number of classes.")
     return int(text[:9])

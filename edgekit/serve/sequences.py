@@ -111,6 +111,10 @@ class Sequences:
         """Sequences that are open."""
         return len(self._open)
 
+    def __contains__(self, id_: int | str) -> bool:
+        """Whether the sequence is open."""
+        return id_ in self._open
+
     @property
     def bytes(self) -> int:
         """Memory of all states."""

@@ -93,3 +93,45 @@ def test_closing_ends_readiness_and_unknown_models_are_named() -> None:
     assert served.ready
     served.close()
     assert not served.ready
+
+
+def test_a_sequence_ends_on_the_model_that_it_began_on() -> None:
+    """When its model is replaced, the state that it left means nothing to the new one."""
+
+    def adder(step: float, version: str = "1") -> Model:
+        specs = (
+            [TensorSpec("x", "float32", ("n", 1)), TensorSpec("sum", "float32", ("n", 1))],
+            [TensorSpec("total", "float32", ("n", 1)), TensorSpec("y", "float32", ("n", 1))],
+        )
+
+        def run(feed: dict[str, Array]) -> dict[str, Array]:
+            total = feed["sum"] + feed["x"] * np.float32(step)
+            return {"total": total, "y": total}
+
+        sample = {"x": np.ones((1, 1), np.float32), "sum": np.zeros((1, 1), np.float32)}
+        return Model(FakeSession(*specs, run), name="net", version=version, states={"sum": "total"}, sample=sample)
+
+    old, new = adder(1), adder(100)
+    served = App(Repository([old]))
+
+    def step(sequence: int, **flags: bool) -> float:
+        request = InferRequest({"x": np.ones((1, 1), np.float32)}, parameters={"sequence_id": sequence, **flags})
+        answer = ask(served, request)
+        assert isinstance(answer, InferResponse), answer
+        return float(answer.outputs[0].value[0, 0])
+
+    assert step(1, sequence_start=True) == 1
+    served.switch(new)
+    assert step(2, sequence_start=True) == 100
+    assert (step(1), step(2)) == (2, 200)
+    served.sweep()
+    assert not old.worker.closed
+    assert step(1, sequence_end=True) == 3
+    served.sweep()
+    assert old.worker.closed
+    assert step(2) == 300
+    served.switch(adder(7, version="2"))
+    served.withdraw("net", "1", "replaced", forget=True)
+    assert step(2, sequence_end=True) == 400
+    assert step(3, sequence_start=True) == 7
+    served.close()
