@@ -76,7 +76,11 @@ class Meter:
         self._recorder = Recorder([sensor for sensor, _ in usable], interval_s=interval_s).__enter__()
         self._begun_s = time.monotonic()
         if usable:
-            time.sleep(self._idle_s)
+            try:
+                time.sleep(self._idle_s)
+            except BaseException as error:  # Ctrl-C: the block is not entered, so nobody else ends the recording
+                self._recorder.__exit__(type(error), error, None)
+                raise
         self._start_s = time.monotonic()
         return self
 

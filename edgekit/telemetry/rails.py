@@ -51,10 +51,10 @@ class Rail:
 
     def read(self) -> RailReading:
         """The rail now; values that cannot be read are None."""
-        volts, amperes = _scaled(self.millivolts, 1e-3), _scaled(self.milliamperes, 1e-3)
-        watts = _scaled(self.microwatts, 1e-6)
+        volts, amperes = _scaled(self.millivolts, 1e3), _scaled(self.milliamperes, 1e3)
+        watts = _scaled(self.microwatts, 1e6)
         if watts is None:
-            watts = _scaled(self.milliwatts, 1e-3)
+            watts = _scaled(self.milliwatts, 1e3)
         if watts is None and volts is not None and amperes is not None:
             watts = volts * amperes
         exceeded = tuple(words for words, flag in self.alarms if flag.integer() == 1)
@@ -169,6 +169,6 @@ def _limit(path: Path) -> float | None:
     return milliamperes / 1000 if milliamperes is not None and 0 < milliamperes < _NO_LIMIT_MA else None
 
 
-def _scaled(file: Attribute | None, factor: float) -> float | None:
+def _scaled(file: Attribute | None, per_unit: float) -> float | None:
     value = None if file is None else file.integer()
-    return None if value is None else value * factor
+    return None if value is None else value / per_unit

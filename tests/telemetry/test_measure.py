@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -117,6 +118,17 @@ def test_a_board_is_measured_by_its_rail(tmp_path: Path) -> None:
     energy = next(e for e in m.energies if e.source == "rail")
     assert energy.scope == "module rail POM_5V_IN"
     assert energy.power_w == pytest.approx(3.238)
+
+
+def test_ctrl_c_while_idle_is_measured_leaves_no_thread() -> None:
+    threads = threading.active_count()
+    threading.Timer(0.8, lambda: signal.raise_signal(signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt), measure_energy(sensors=Found((Clock(),)), idle_s=30):
+        pass
+    deadline = time.monotonic() + 5
+    while threading.active_count() > threads and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= threads
 
 
 def test_negative_idle_is_refused() -> None:

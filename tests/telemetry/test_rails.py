@@ -37,6 +37,14 @@ def test_the_total_is_the_input_rail_or_the_sum_where_there_is_none(tmp_path: Pa
     assert total_of(find_rails(boards.JETSONS[board](tmp_path)))[1] == scope
 
 
+def test_tx2_of_jetpack_4_has_its_input_rail_on_one_of_two_chips(tmp_path: Path) -> None:
+    boards.iio(tmp_path, "0-0040", [("VDD_SYS_GPU", 19000, 40, 760), ("VDD_SYS_SOC", 19000, 35, 665)])
+    boards.iio(tmp_path, "0-0041", [("VDD_IN", 19000, 200, 3800), ("VDD_SYS_CPU", 19000, 15, 285), ("NC", 0, 0, 0)])
+    (total,), scope = total_of(find_rails(tmp_path))
+    assert (scope, total.read().power_w) == ("module rail VDD_IN", 3.8)
+    assert len(find_rails(tmp_path)) == 4
+
+
 def test_an_alarm_of_the_monitor_chip_is_named(tmp_path: Path) -> None:
     root = boards.orin_nano(tmp_path)
     whole = find_rails(root)[0]
