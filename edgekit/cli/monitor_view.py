@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -11,6 +12,7 @@ from rich.text import Text
 from edgekit.telemetry.clocks import ClockReading
 from edgekit.telemetry.gpus import GpuReading
 from edgekit.telemetry.monitor import Identity, Power, Snapshot
+from edgekit.telemetry.nvml import SHORT
 from edgekit.telemetry.thermal import ZoneReading
 
 BAR = 12
@@ -69,12 +71,14 @@ def _sections(now: Snapshot, ascii_only: bool) -> Iterator[tuple[str, list[Text]
                 for r in now.rails
             ],
         )
-    zones = [*now.zones, *(_as_zone(g) for g in now.gpus)]
+    zones = [*now.zones, *(ZoneReading(n, g.temp_c, g.trips) for g, n in zip(now.gpus, _gpu_names(now)))]
     if zones:
         yield "heat", _zone_lines(zones, ascii_only)
     if now.cpu_clocks or now.cpu_load is not None:
         yield "cpu", _cpu_lines(now, ascii_only)
-    gpus = [line for g in now.gpus for line in _gpu_lines(g)] + [_clock(c, ascii_only) for c in now.gpu_clocks]
+    names = _gpu_names(now)
+    gpus = [line for g, name in zip(now.gpus, names) for line in _gpu_lines(g, name, ascii_only)]
+    gpus += [_clock(c, ascii_only) for c in now.gpu_clocks]
     if gpus:
         yield "gpu", gpus
     if now.memory_share is not None:
@@ -148,21 +152,24 @@ def _clock(clock: ClockReading, ascii_only: bool) -> Text:
     return text
 
 
-def _gpu_lines(gpu: GpuReading) -> list[Text]:
-    clock = "-" if gpu.clock_hz is None else f"{gpu.clock_hz / 1e6:.0f} MHz"
-    facts = [f"{_percent(gpu.load)} load", f"memory {_percent(gpu.memory_share)}"]
-    if gpu.power_limit_w is not None:
-        facts.append(f"limit {gpu.power_limit_w:.0f} W")
+def _gpu_lines(gpu: GpuReading, name: str, ascii_only: bool) -> list[Text]:
+    clock = ClockReading(name, gpu.clock_hz, None, gpu.max_clock_hz, gpu.load)
+    facts = [f"memory {_percent(gpu.memory_share)} in use"]
     if gpu.memory_temp_c is not None:
-        facts.append(f"HBM/GDDR {gpu.memory_temp_c:.0f} C")
-    lines = [Text(f"{clock:>10}  {gpu.name}: {', '.join(facts)}")]
+        facts[0] += f" at {gpu.memory_temp_c:.0f} C"
+    if gpu.power_limit_w is not None:
+        facts.append(f"power limit {gpu.power_limit_w:.0f} W")
+    lines = [_clock(clock, ascii_only), Text(f"{'':>10}  {', '.join(facts)}")]
     if gpu.mig:
         lines.append(Text(f"{'':>10}  {len(gpu.mig)} MIG instances; power is of the whole board", style="dim"))
     return lines
 
 
 def _throttle_lines(now: Snapshot) -> list[Text]:
-    causes = [*now.throttles, *(t for g in now.gpus for t in g.throttles)]
+    causes = list(now.throttles)
+    for gpu, name in zip(now.gpus, _gpu_names(now)):
+        tail = f" of {name}" if len(now.gpus) > 1 else ""
+        causes += [replace(t, cause=t.cause + tail) for t in gpu.throttles]
     active = [t for t in causes if t.active]
     lines = []
     for throttle in active:
@@ -179,8 +186,9 @@ def _throttle_lines(now: Snapshot) -> list[Text]:
     return lines
 
 
-def _as_zone(gpu: GpuReading) -> ZoneReading:
-    return ZoneReading(gpu.name, gpu.temp_c, gpu.trips)
+def _gpu_names(now: Snapshot) -> list[str]:
+    """Short names: the model, or where there are several GPUs, what their UUIDs begin with."""
+    return [g.uuid[:SHORT] if len(now.gpus) > 1 else g.name for g in now.gpus]
 
 
 def _bar(share: float, ascii_only: bool) -> str:

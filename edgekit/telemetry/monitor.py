@@ -13,6 +13,7 @@ from edgekit.telemetry import machine
 from edgekit.telemetry.clocks import ClockReading, CpuLoad, find_cpu_clocks, find_gpu_clocks, read_memory_share
 from edgekit.telemetry.gpus import GpuBoard, GpuReading, find_gpus
 from edgekit.telemetry.jetson import Board, identify
+from edgekit.telemetry.nvml import SHORT
 from edgekit.telemetry.power_mode import PowerModes, read_power_modes
 from edgekit.telemetry.rails import RailReading, find_rails, total_of
 from edgekit.telemetry.rapl import RaplSensor, find_rapl
@@ -139,7 +140,7 @@ class Monitor:
         return Snapshot(
             t_s=t_s,
             unix_s=time.time(),
-            powers=(*self._rail_total(rails), *self._read_rapl(), *map(self._gpu_power, gpus)),
+            powers=(*self._rail_total(rails), *self._read_rapl(), *_gpu_powers(gpus)),
             rails=rails,
             zones=tuple(z.read() for z in self._zones),
             cpu_clocks=tuple(c.read() for c in self._cpu_clocks),
@@ -196,8 +197,14 @@ class Monitor:
                 self._boards.remove(board)
         return tuple(readings)
 
-    def _gpu_power(self, gpu: GpuReading) -> Power:
-        return Power(f"gpu {gpu.uuid[:12]}", f"GPU board {gpu.name}", "power", gpu.power_w, gpu.energy_j)
+
+def _gpu_powers(gpus: Sequence[GpuReading]) -> list[Power]:
+    short = [g.uuid[:SHORT] for g in gpus]
+    several = len(gpus) > 1
+    return [
+        Power(f"gpu {uuid}", f"GPU board {g.name}" + f" {uuid}" * several, "power", g.power_w, g.energy_j)
+        for g, uuid in zip(gpus, short)
+    ]
 
 
 def _identity(root: Path) -> Identity:

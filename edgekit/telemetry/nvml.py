@@ -14,6 +14,8 @@ PERIOD_S = 0.1
 """The energy counter advances, and instantaneous power is renewed, in steps of about 100 ms."""
 AVERAGE_S = 1.0
 """`nvmlDeviceGetPowerUsage` is the mean of the last second on Ampere and later, but for GA100."""
+SHORT = 12
+"""Characters of a UUID that tell boards apart: `GPU-` and eight digits."""
 POWER_AVERAGE, POWER_INSTANT = 185, 186
 """Field numbers; as pairs with a scope: 0 the GPU, 1 the module, 2 the memory."""
 
@@ -195,11 +197,23 @@ def find_nvml(uuid: str | None = None) -> Found:
     nvml, handles = opened
     found = Found()
     for handle in handles if uuid is None else [board_of(nvml, handles, uuid)]:
-        try:
-            found += Found((NvmlSensor(nvml, handle),))
-        except SensorError as error:
-            try:
-                found += Found((NvmlPowerSensor(nvml, handle),))
-            except SensorError:
-                found += Found(reasons=(str(error),))
+        sensor = _sensor(nvml, handle)
+        if isinstance(sensor, str):
+            found += Found(reasons=(sensor,))
+            continue
+        if len(handles) > 1:  # boards of one model are told apart
+            sensor.scope += f" {sensor.uuid[:SHORT]}"
+        found += Found((sensor,))
     return found
+
+
+def _sensor(nvml: Any, handle: Any) -> NvmlSensor | NvmlPowerSensor | str:
+    """The board's counter, else its power readings, else the sentence why there is neither."""
+    try:
+        return NvmlSensor(nvml, handle)
+    except SensorError as error:
+        reason = str(error)
+    try:
+        return NvmlPowerSensor(nvml, handle)
+    except SensorError:
+        return reason

@@ -19,6 +19,7 @@ import pytest
 from edgekit.cli.main import main
 from tests.data import ROOT
 from tests.telemetry import boards
+from tests.telemetry.nvml_stub import run_with_stub
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -68,6 +69,24 @@ def test_a_server_of_many_cores_is_summed_up(capsys: pytest.CaptureFixture[str],
     assert "59.0 C" in out
     assert "and 20 cooler zones" in out
     assert len(out.splitlines()) < 24
+
+
+def test_several_gpus_are_told_apart_within_80_columns(tmp_path: Path) -> None:
+    code = "from edgekit.cli.main import main\nraise SystemExit(main(['monitor', '--once']))"
+    out = run_with_stub(tmp_path, code, GPUS=2, MIG=2, MASK=0x44, CLOCK=1500)
+    for text in (
+        "81.25 W  GPU board Test GPU GPU-1235",
+        "41.0 C  GPU-1234  ██████░░░░░░ 87 C passive",
+        "1500 MHz  GPU-1235 of 1980 MHz  ████████░░░░ 63% load",
+        "memory 25% in use at 55 C, power limit 700 W",
+        "2 MIG instances; power is of the whole board",
+        "NOW  GPU hardware thermal slowdown of GPU-1234",
+    ):
+        assert text in out, text
+    body = [line for line in out.splitlines() if "RAPL" not in line]
+    assert max(len(line.rstrip()) for line in body) <= 80
+    alone = run_with_stub(tmp_path, code)
+    assert "1980 MHz  Test GPU of 1980 MHz" in alone
 
 
 def test_rows_of_csv_hold_every_reading(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
