@@ -62,7 +62,7 @@ def plugin_module(trt: Any) -> Any:
     return importlib.import_module(f"{trt.__name__}.plugin")
 
 
-def this_gpu() -> int:
+def this_gpu(index: int = 0) -> int:
     """The compute capability of this machine's GPU (87 for 8.7), whose driver must read the PTX of this NVRTC.
 
     Raises:
@@ -79,7 +79,7 @@ def this_gpu() -> int:
     _, version = driver.cuDriverGetVersion()
     check_driver((version // 1000, version % 1000 // 10), nvrtc_version())
     names = driver.CUdevice_attribute
-    _, device = driver.cuDeviceGet(0)
+    _, device = driver.cuDeviceGet(index)
     _, major = driver.cuDeviceGetAttribute(names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device)
     _, minor = driver.cuDeviceGetAttribute(names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device)
     return int(major) * 10 + int(minor)
