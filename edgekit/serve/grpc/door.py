@@ -6,16 +6,16 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
-from edgekit._lazy import require
+from edgekit._lazy import available, require
 from edgekit.errors import InputError
 from edgekit.serve.app import Answer, App, Cancel
 from edgekit.serve.compress import compress, decompress
 from edgekit.serve.grpc.call import Call, UnaryCall
 from edgekit.serve.grpc.codec import InferReader, Message, varint
-from edgekit.serve.grpc.route import STREAM, Route, route_of
+from edgekit.serve.grpc.route import STREAM, Method, Route, route_of
 from edgekit.serve.grpc.schema import schema
 from edgekit.serve.grpc.service import Service
 from edgekit.serve.grpc.streaming import StreamCall
@@ -30,6 +30,9 @@ from edgekit.serve.worker import Post
 OFFLOAD_BYTES = 32 << 10
 """Messages above this are compressed and decompressed on another thread, so that other calls do not wait."""
 
+WARM_S = 0.05
+"""Libraries of messages and header blocks are loaded so long after the server is there: HTTP need not wait for them."""
+
 Parts: TypeAlias = "list[bytes | memoryview]"
 
 
@@ -37,17 +40,31 @@ class GrpcDoor(H2Door):
     """The calls of one port. `post` calls back on the server's thread."""
 
     def __init__(self, app: App, *, limits: Limits, loop: asyncio.AbstractEventLoop, post: Post) -> None:
-        require("hpack", why="serve over gRPC")
+        for module in ("hpack", "google.protobuf"):
+            if not available(module):
+                require(module, why="serve over gRPC")
         super().__init__(limits=limits, loop=loop)
         self._app, self._post = app, post
         self.reader = InferReader(app.repository.find)
-        self._methods = Service(app).methods()
         self._pool: ThreadPoolExecutor | None = None
-        messages = schema()
-        final = messages.message("ModelInferResponse")()
-        final.parameters["triton_final_response"].bool_param = True
-        self._final: bytes = final.SerializeToString()
-        self._stream_response = messages.message("ModelStreamInferResponse")
+        loop.call_later(WARM_S, self.warm)
+
+    def warm(self) -> None:
+        """Load and make what the first call needs."""
+        require("hpack", why="serve over gRPC")
+        assert self._methods
+        assert self._final
+
+    @cached_property
+    def _methods(self) -> dict[bytes, Method]:
+        return Service(self._app).methods()
+
+    @cached_property
+    def _final(self) -> bytes:
+        """What marks an answer as the only one to its request."""
+        message = schema().message("ModelInferResponse")()
+        message.parameters["triton_final_response"].bool_param = True
+        return bytes(message.SerializeToString())
 
     def new_stream(self, connection: Connection, stream_id: int, send_window: int, head: Head) -> Call:
         """The call that `head` asks for."""
@@ -80,7 +97,7 @@ class GrpcDoor(H2Door):
 
     def stream_error(self, text: str) -> tuple[Parts, int]:
         """An error as a message of a stream, which goes on."""
-        message = bytes(self._stream_response(error_message=text).SerializeToString())
+        message = bytes(schema().message("ModelStreamInferResponse")(error_message=text).SerializeToString())
         return [message], len(message)
 
     def unpack(self, call: Call, packed: int, message: Message, then: Callable[[Message], None]) -> None:
