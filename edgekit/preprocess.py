@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import wave
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -113,7 +114,8 @@ class ImagePreprocess(
             return picture
         if self.resize == "stretch":
             return picture.resize(target, how)
-        ratios = (self.width / picture.width, self.height / picture.height)
+        # Exactly, so that a size of x.5 is rounded to even whatever the sizes: plugins_trt does the same.
+        ratios = (Fraction(self.width, picture.width), Fraction(self.height, picture.height))
         ratio = min(ratios) if self.resize == "letterbox" else max(ratios)
         size = (max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio)))
         scaled = picture.resize(size, how)

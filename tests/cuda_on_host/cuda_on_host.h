@@ -225,6 +225,11 @@ inline float __fdividef(float x, float y) { return x / y; }
 inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }
 inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
+// Never contracted into a multiply-add.
+inline float __fadd_rn(float x, float y) { return x + y; }
+inline float __fsub_rn(float x, float y) { return x - y; }
+inline float __fmul_rn(float x, float y) { return x * y; }
+inline float __fdiv_rn(float x, float y) { return x / y; }
 inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }
 int __float2int_rn(float x);
 int __float2int_rd(float x);
@@ -240,6 +245,13 @@ inline unsigned __brev(unsigned x) {
 }
 inline unsigned __umulhi(unsigned x, unsigned y) {
     return static_cast<unsigned>(static_cast<std::uint64_t>(x) * y >> 32);
+}
+// Byte k of the result is the byte of y:x that nibble k of the selector names.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+    const std::uint64_t both = static_cast<std::uint64_t>(y) << 32 | x;
+    unsigned out = 0;
+    for (int k = 0; k < 4; ++k) out |= static_cast<unsigned>(both >> 8 * (selector >> 4 * k & 7u) & 0xffu) << 8 * k;
+    return out;
 }
 inline int __mul24(int x, int y) { return x * y; }
 inline int __dp4a(int x, int y, int sum) {
