@@ -14,6 +14,7 @@ from edgekit.serve.cache import key_of
 from edgekit.serve.classify import top_classes
 from edgekit.serve.describe import config_of, metadata_of
 from edgekit.serve.library import Library
+from edgekit.serve.machine import MachineWatch
 from edgekit.serve.messages import InferRequest, InferResponse, OutputTensor, RequestError
 from edgekit.serve.model import Model
 from edgekit.serve.repository import Repository
@@ -73,6 +74,7 @@ class App:
         self.ready = True
         self.traces = TraceSettings()
         self.logs = LogSettings()
+        self.machine = MachineWatch()
         self.soon: Post | None = None
         self.later: Callable[..., Any] | None = None
         self._retiring: list[threading.Thread] = []
@@ -321,6 +323,7 @@ class App:
             model.close()
         for thread in self._retiring:
             thread.join(5.0)
+        self.machine.close()
         self.traces.close()
         self.memory.close()
 

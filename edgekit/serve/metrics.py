@@ -37,7 +37,7 @@ _HISTOGRAMS: tuple[tuple[str, str, Callable[[Model], Histogram]], ...] = (
 
 
 def exposition(app: App) -> bytes:
-    """The metrics of all models and of the process."""
+    """The metrics of all models, of the process, and of the machine once it has been read."""
     return ("\n".join(_lines(app)) + "\n").encode()
 
 
@@ -61,6 +61,7 @@ def _lines(app: App) -> Iterator[str]:
         yield from _batches(labels, model)
     yield from _head("edgekit_ready", "Whether the server takes requests.", "gauge")
     yield f"edgekit_ready {int(app.ready)}"
+    yield from app.machine.lines()
     resident = resident_bytes()
     if resident is not None:
         yield from _head("process_resident_memory_bytes", "Memory of the process.", "gauge")

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
 
+from edgekit.serve.app import App
+from edgekit.serve.machine import MachineWatch
+from edgekit.serve.metrics import exposition
+from edgekit.serve.repository import Repository
 from tests.serve.running import Client, infer_body, served, tensor
+from tests.telemetry import boards
 from tests.tiny import tiny_package
 
 LINE = re.compile(r'([a-z_]+)(?:\{((?:[a-z_]+="(?:[^"\\]|\\.)*",?)*)\})? (\S+)')
@@ -56,6 +62,22 @@ def test_counters(metrics: dict[str, dict[str, float]]) -> None:
     assert metrics["edgekit_cache_bytes"][own] > 0
     assert metrics["edgekit_ready"][""] == 1
     assert 10e6 < metrics["process_resident_memory_bytes"][""] < 1e9
+
+
+def test_the_machine_is_read_once_somebody_looks(tmp_path: Path) -> None:
+    board = boards.orin_nano(tmp_path / "board")
+    app = App(Repository())
+    app.machine = MachineWatch(board)
+    assert "edgekit_power_watts" not in exposition(app).decode()
+    end = time.monotonic() + 10
+    while "edgekit_power_watts" not in (text := exposition(app).decode()) and time.monotonic() < end:
+        time.sleep(0.01)
+    found = parsed(text)
+    assert sum(found["edgekit_power_watts"].values()) > 1
+    assert found["edgekit_energy_joules_total"]
+    assert max(found["edgekit_temperature_celsius"].values()) > 20
+    app.close()
+    assert "edgekit_power_watts" not in exposition(app).decode()
 
 
 def test_histograms(metrics: dict[str, dict[str, float]]) -> None:
