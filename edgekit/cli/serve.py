@@ -8,7 +8,9 @@
 
 Every package is checked, warmed and tested on its own samples before the first request is taken. Clients of Triton
 (tritonclient) work unmodified, with JSON or binary tensors. Values that are not finite become null in JSON answers:
-ask for binary data where that matters. SIGINT and SIGTERM end the server after it has answered what it was asked.
+ask for binary data where that matters. A package that is replaced on disk is loaded beside the old one and takes its
+place once it was tested. Where a model runs, and how many requests run together, is measured at the start. SIGINT and
+SIGTERM end the server after it has answered what it was asked.
 """
 
 from __future__ import annotations

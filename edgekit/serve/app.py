@@ -240,7 +240,7 @@ class App:
         """Raises InputError or RequestError."""
         timeout_s = request.timeout_s
         priority = 0
-        if request.parameters:
+        if "priority" in request.parameters or "timeout" in request.parameters:
             priority = _whole(request.parameters, "priority")
             timeout_us = _whole(request.parameters, "timeout")
             if timeout_us:

@@ -15,9 +15,9 @@ from http import HTTPStatus
 from typing import cast
 
 from edgekit._lazy import require
+from edgekit.serve.http_messages import Handler, HttpRequest, HttpResponse, error_response
 from edgekit.serve.limits import Limits
 from edgekit.serve.messages import RequestError
-from edgekit.serve.routes import Handler, HttpRequest, HttpResponse, error_response
 
 LOGGER = logging.getLogger(__name__)
 

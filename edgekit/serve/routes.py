@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote_to_bytes
 
 import msgspec
 
-from edgekit.errors import EdgekitError, InputError
-from edgekit.serve.app import App, Cancel, status_of
+from edgekit.errors import InputError
+from edgekit.serve.app import App
 from edgekit.serve.codec import encode_response, header_length_of
 from edgekit.serve.compress import MIN_BYTES, accepted, compress, decompress
+from edgekit.serve.http_messages import JSON, Handler, HttpRequest, HttpResponse, Respond, error_response, json_response
 from edgekit.serve.messages import InferResponse, RequestError
 from edgekit.serve.model import Model
 from edgekit.serve.options import load_options
@@ -24,70 +23,17 @@ from edgekit.serve.shared_memory import NoCudaMemory, SharedMemory
 from edgekit.serve.worker import Post
 from edgekit.tensors import Tensors
 
-LOGGER = logging.getLogger(__name__)
-
 _MEDIA = (b"image/", b"audio/")
 
-JSON, BINARY = b"application/json", b"application/octet-stream"
+BINARY = b"application/octet-stream"
 
 OFFLOAD_BYTES = 32 << 10
 """Bodies above this are compressed and decompressed on another thread, so that other requests do not wait."""
 
 _CACHED_TARGETS = 1024
-_ERROR_CHARACTERS = 600
-
-
-@dataclass(slots=True)
-class HttpRequest:
-    """One request as the door read it; header names in lower case, only those that are used.
-
-    `cancel` gives it up while it waits, when its client is gone.
-    """
-
-    method: bytes
-    target: bytes
-    headers: dict[bytes, bytes]
-    body: bytes = b""
-    keep_alive: bool = True
-    old: bool = False
-    arrived_ns: int = 0
-    cancel: Cancel | None = None
-
-
-@dataclass(slots=True)
-class HttpResponse:
-    """One answer: `parts` are the body, in order; `headers` are whole lines, each with its line end."""
-
-    status: int
-    parts: list[bytes | memoryview] = field(default_factory=list)
-    content_type: bytes = JSON
-    headers: bytes = b""
 
 
 T = TypeVar("T")
-
-Respond: TypeAlias = Callable[[HttpResponse], None]
-Handler: TypeAlias = Callable[[HttpRequest, Respond], None]
-
-
-def error_response(error: Exception) -> HttpResponse:
-    """What the client is told of `error`: its sentence, never a traceback."""
-    status, headers, message = status_of(error), b"", str(error)
-    if isinstance(error, (RequestError, InputError)):
-        if isinstance(error, RequestError) and error.retry_after_s is not None:
-            headers = b"Retry-After: %d\r\n" % error.retry_after_s
-    elif isinstance(error, EdgekitError):
-        LOGGER.error("a request failed: %s", error)
-    else:
-        LOGGER.error("a request failed", exc_info=error)
-        message = f"The server failed on this request ({type(error).__name__}); its log says more."
-    if len(message) > _ERROR_CHARACTERS:  # it may quote what the client sent
-        message = message[:_ERROR_CHARACTERS] + "…"
-    return _json_response({"error": message}, status=status, headers=headers)
-
-
-def _json_response(document: Any, *, status: int = 200, headers: bytes = b"") -> HttpResponse:
-    return HttpResponse(status, [msgspec.json.encode(document)], JSON, headers)
 
 
 class Routes:
@@ -128,7 +74,7 @@ class Routes:
         if method not in methods:
             allowed = ", ".join([*methods, "HEAD"] if "GET" in methods else methods)
             return _always(
-                _json_response(
+                json_response(
                     {"error": f"Path '{path}' does not take {method}; it takes {allowed}."},
                     status=405,
                     headers=b"Allow: %b\r\n" % allowed.encode(),
@@ -201,7 +147,7 @@ class Routes:
                 ready_only = msgspec.json.decode(request.body, type=_IndexRequest).ready
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise InputError(f"The request is not a repository index request in JSON: {error}.") from None
-        respond(_json_response(self._app.repository_index(ready_only=ready_only)))
+        respond(json_response(self._app.repository_index(ready_only=ready_only)))
 
     def _metrics(self, _request: HttpRequest, respond: Respond) -> None:
         from edgekit.serve.metrics import METRICS_TYPE, exposition
@@ -264,7 +210,7 @@ class Routes:
                 if isinstance(result, Exception):
                     respond(error_response(result))
                 else:
-                    respond(_json_response(document_of(model, result, top=top)))
+                    respond(json_response(document_of(model, result, top=top)))
             except Exception as error:
                 respond(error_response(error))
 
@@ -365,7 +311,7 @@ def _change(change: Callable[[Mapping[str, Any]], Any]) -> Handler:
             values = msgspec.json.decode(request.body or b"{}", type=dict[str, Any])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"The request is not a JSON object of settings: {error}.") from None
-        respond(_json_response(change(values)))
+        respond(json_response(change(values)))
 
     return handler
 
@@ -380,7 +326,10 @@ def _path_of(target: bytes) -> str:
 
 def _top_of(target: bytes) -> int:
     """The `top` of a target's query. Raises InputError unless it is a number of classes."""
-    query = parse_qs(target.partition(b"?")[2].decode("latin-1"), max_num_fields=16)
+    try:
+        query = parse_qs(target.partition(b"?")[2].decode("latin-1"), max_num_fields=16)
+    except ValueError:
+        raise InputError("The query has more than 16 fields; expected top alone.") from None
     text = query.get("top", ["5"])[-1]
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 100_000:
         raise InputError(f"Query top is '{text[:20]}'; expected a number of classes.")
@@ -399,7 +348,7 @@ def _always(response: HttpResponse) -> Handler:
 
 
 def _document(question: Callable[[], Any]) -> Handler:
-    return lambda _request, respond: respond(_json_response(question()))
+    return lambda _request, respond: respond(json_response(question()))
 
 
 def _health(healthy: Callable[[], bool]) -> Handler:

@@ -74,7 +74,7 @@ def test_a_classifier_answers_its_best_labels() -> None:
         assert [r["label"] for r in row] == ["green", "blue"]
         assert 1 > row[0]["probability"] > row[1]["probability"] > 0
         assert len(client.ask("POST", INFER, png((1, 2, 3)), {"Content-Type": "image/png"}).json["rows"][0]) == 3
-        for top in ("0", "-1", "many", "1" * 30):
+        for top in ("0", "-1", "many", "1" * 30, "1" + "&a=1" * 20):
             answer = client.ask("POST", f"{INFER}?top={top}", png((1, 2, 3)), {"Content-Type": "image/png"})
             assert answer.status == 400
 
