@@ -34,7 +34,8 @@ def __dir__() -> list[str]:
 
 @cache
 def function(name: str) -> Callable[..., Any]:
-    """The operator called `name` as a function of tensors and attributes; a tuple if it has several outputs.
+    """The operator called `name` as a function of tensors and attributes; a tuple if it has several outputs. (Of `lstm`
+    the function takes x and PyTorch's parameters: see `plugins_trt.lstm_torch`.)
 
     It raises plugins_trt.errors.UnsupportedCallError for inputs or attributes that the operator does not take.
     """
@@ -46,7 +47,7 @@ def function(name: str) -> Callable[..., Any]:
 
     apply.__name__ = apply.__qualname__ = name
     apply.__doc__ = f"{described.summary}. Inputs: {', '.join(port.name for port in described.inputs)}."
-    return apply
+    return described.in_torch(apply)
 
 
 def onnx_from_torch(module: Any, *args: Any, **options: Any) -> onnx.ModelProto:
@@ -54,19 +55,24 @@ def onnx_from_torch(module: Any, *args: Any, **options: Any) -> onnx.ModelProto:
     that carry their functions."""
     import torch
 
-    from plugins_trt.body import add_functions
-
     table = {**translations(), **options.pop("custom_translation_table", {})}
     program = torch.onnx.export(module, *args, dynamo=True, custom_translation_table=table, **options)
     assert program is not None
-    return add_functions(program.model_proto, tuple(operators().values()))
+    return with_functions(program.model_proto)
+
+
+def with_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with the functions of the operators that its nodes use. See `plugins_trt.body.add_functions`."""
+    from plugins_trt.body import add_functions
+
+    return add_functions(model, tuple(operators().values()))
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """What `torch.onnx.export` takes as `custom_translation_table`: every operator's node, without its function.
 
     The exporter's optimizer dissolves every function that it sees, so functions are added afterwards, by
-    `plugins_trt.body.add_functions`.
+    `with_functions`.
     """
     return {_custom_op(op)._opoverload: _translation(op) for op in operators().values()}
 

@@ -93,16 +93,32 @@ def onnx_from_program(program: Any, runner: TorchRunner, *, opset: int) -> onnx.
     require("onnxscript", why="export models")
     try:
         with quiet():
-            result = torch_onnx.export(program, dynamo=True, verbose=False, optimize=False, opset_version=opset)
+            plugins = _plugins_in(program)
+            options: dict[str, Any] = {"custom_translation_table": plugins.translations()} if plugins else {}
+            result = torch_onnx.export(
+                program, dynamo=True, verbose=False, optimize=False, opset_version=opset, **options
+            )
             scopes = _scopes_by_weight(result.model)
             result.optimize()
             model: onnx.ModelProto = result.model_proto
+            if plugins:
+                model = plugins.with_functions(model)
     except Exception as error:  # torch.onnx.errors and whatever a translation raises
         raise _translation_error(runner, error) from error
     _name_ends(model, runner)
     _name_dimensions(model, runner.inputs)
     _keep_module_names(model, scopes)
     return model
+
+
+def _plugins_in(program: Any) -> Any:
+    """The module `plugins_trt.torch`, if `program` has operators of it."""
+    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    return (
+        require("plugins_trt.torch", why="export its operators")
+        if any(target.startswith("edgekit.") for target in targets)
+        else None
+    )
 
 
 def _translation_error(runner: TorchRunner, error: Exception) -> ModelError:
