@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +15,11 @@ from edgekit.serve.options import ModelOptions
 from edgekit.serve.reader import RequestReader
 from edgekit.serve.sequences import Sequences
 from edgekit.serve.stats import Stats
-from edgekit.serve.warmup import Cost, measure, measure_joined
+from edgekit.serve.warmup import Cost, check_joined, measure, measure_joined
 from edgekit.serve.worker import Worker
 from edgekit.tensors import Array, Feed, dtype_of, take_samples
+
+LOGGER = logging.getLogger(__name__)
 
 
 class Model:
@@ -68,7 +71,7 @@ class Model:
         joiner = Joiner(self.inputs, self.outputs, buckets=options.buckets, pad=options.pad)
         if cost is None and sample is not None:
             cost, max_rows = warm(session, joiner, sample, options)
-        if options.max_batch is not None:
+        if options.max_batch is not None and cost is None:  # nothing to try it with
             max_rows = options.max_batch
         self.worker = Worker(
             session,
@@ -124,8 +127,15 @@ def warm(session: Session, joiner: Joiner, inputs: Feed, options: ModelOptions) 
     """
     sample = take_samples(inputs, session.inputs, 0, 1, session.inputs) if session.inputs else inputs
     cost = measure(session, sample)
-    if options.max_batch is not None or not session.inputs:
-        return cost, 1
     on_gpu = "cuda" in session.device.lower()
-    max_rows, cost = measure_joined(session, joiner, inputs, cost, budget_s=0.5 if on_gpu else 0.06)
-    return cost, max_rows
+    limit = 5e-3 if on_gpu else 1e-3  # a GPU chooses its kernels, and so its rounding, by the size of the batch
+    if options.max_batch == 1 or not session.inputs:
+        return cost, 1
+    if options.max_batch is not None:
+        obstacle = check_joined(session, joiner, inputs, options.max_batch, limit=limit)
+        if not obstacle:
+            return cost, options.max_batch
+        if joiner.joinable:  # an option for all models may name more than one of them can do
+            LOGGER.warning("max_batch is %d, which is not used: %s", options.max_batch, obstacle)
+    rows, cost = measure_joined(session, joiner, inputs, cost, budget_s=0.5 if on_gpu else 0.06, limit=limit)
+    return cost, min(rows, options.max_batch or rows)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from edgekit.errors import BackendError, InputError
 from edgekit.runtime.session import Session
-from edgekit.serve.joining import Joiner
-from edgekit.tensors import Array, Feed, Tensors, sample_count, take_samples
+from edgekit.serve.joining import Checked, Joiner
+from edgekit.tensors import Array, Feed, sample_count, take_samples
 
 MAX_ROWS = 32
 """Rows that are joined at most unless an option says more: beyond, the first of them waits long for the last."""
@@ -71,30 +73,27 @@ def _median_s(session: Session, feed: Feed, *, runs: int, budget_s: float) -> fl
 
 
 def measure_joined(
-    session: Session, joiner: Joiner, inputs: Feed, cost: Cost, *, budget_s: float = 0.06
+    session: Session, joiner: Joiner, inputs: Feed, cost: Cost, *, budget_s: float = 0.06, limit: float = 1e-3
 ) -> tuple[int, Cost]:
     """How many rows are worth joining (1: none are), and the cost with what larger runs take.
 
-    `inputs` are samples. Rows are doubled while a row gets cheaper and `budget_s` lasts. A model whose rows come out
-    differently in company (dynamic quantization, statistics over the batch) is not joined.
+    `inputs` are samples. Rows are doubled while a row gets cheaper, `budget_s` lasts and the model takes them (an
+    engine has a largest batch). A model whose rows come out differently in company (dynamic quantization, statistics
+    over the batch) by more than `limit` of their norm is not joined.
     """
-    if not joiner.joinable or session.outputs == ():
-        return 1, cost
-    count = sample_count(inputs, session.inputs)
-    alone = [joiner.check(take_samples(inputs, session.inputs, i, i + 1, session.inputs)) for i in range(min(2, count))]
     best, per_row_s, steps, spent_s, rows = 1, cost.latency_s, [], 0.0, 2
-    while rows <= MAX_ROWS and rows * cost.feed_bytes <= MAX_JOINED_BYTES:
+    while joiner.joinable and rows <= MAX_ROWS and rows * cost.feed_bytes <= MAX_JOINED_BYTES:
         if spent_s + 3 * rows * per_row_s > budget_s:
             break
-        parts = [alone[i % len(alone)] for i in range(rows)]
-        if any(p.key is None or p.key != parts[0].key for p in parts):
-            return 1, cost
-        feed = joiner.join(parts)
+        parts = _parts(session, joiner, inputs, rows)
         start = time.perf_counter()
-        together = joiner.split(session.run(feed), parts)
-        if rows == 2 and not all(_same(together[i], session.run(p.feed)) for i, p in enumerate(parts)):
-            return 1, cost
-        latency_s = _median_s(session, feed, runs=5, budget_s=budget_s / 4)
+        try:
+            if not parts or (rows == 2 and not _as_alone(session, joiner, parts, limit)):
+                return 1, cost
+            feed = joiner.join(parts)
+            latency_s = _median_s(session, feed, runs=5, budget_s=budget_s / 4)
+        except (BackendError, InputError):
+            break
         spent_s += time.perf_counter() - start
         steps.append((size_of(feed), latency_s))
         if latency_s / rows < PAYS * per_row_s:
@@ -105,11 +104,39 @@ def measure_joined(
     return best, Cost(cost.latency_s, cost.feed_bytes, tuple(steps))
 
 
-def _same(a: Tensors, b: Tensors) -> bool:
-    return all(_close(a[name], b[name]) for name in b)
+def check_joined(session: Session, joiner: Joiner, inputs: Feed, rows: int, *, limit: float = 1e-3) -> str:
+    """Why `rows` rows of samples cannot run together, as a clause; "" if they can."""
+    if not joiner.joinable:
+        return "its batch is not free, or an output has no row for each row that goes in"
+    parts = _parts(session, joiner, inputs, rows)
+    if not parts:
+        return "its samples do not fit together"
+    try:
+        return "" if _as_alone(session, joiner, parts, limit) else "rows come out differently in company"
+    except (BackendError, InputError) as error:
+        return f"{rows} rows do not run: {error}"
 
 
-def _close(a: Array, b: Array, *, limit: float = 1e-3) -> bool:
+def _parts(session: Session, joiner: Joiner, inputs: Feed, rows: int) -> list[Checked]:
+    """`rows` samples to be joined, the first two in turn; none if they cannot be."""
+    count = min(2, sample_count(inputs, session.inputs))
+    alone = [joiner.check(take_samples(inputs, session.inputs, i, i + 1, session.inputs)) for i in range(count)]
+    if any(p.key is None or p.key != alone[0].key for p in alone):
+        return []
+    return [alone[i % count] for i in range(rows)]
+
+
+def _as_alone(session: Session, joiner: Joiner, parts: Sequence[Checked], limit: float) -> bool:
+    """Whether each of `parts` comes out of one run as it does alone, within `limit` of its norm."""
+    together = joiner.split(session.run(joiner.join(parts)), parts)
+    for own, part in zip(together[:2], parts):
+        (alone,) = joiner.split(session.run(joiner.join([part])), [part])
+        if not all(_close(own[name], alone[name], limit) for name in alone):
+            return False
+    return True
+
+
+def _close(a: Array, b: Array, limit: float) -> bool:
     if a.shape != b.shape or a.dtype.kind != "f":
         return np.array_equal(a, b)
     difference = float(np.linalg.norm((a - b).astype(np.float64).ravel()))

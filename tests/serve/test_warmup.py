@@ -7,9 +7,12 @@ import time
 import numpy as np
 import pytest
 
+from edgekit.errors import BackendError
 from edgekit.runtime.fake import FakeSession
 from edgekit.serve.joining import Joiner
-from edgekit.serve.warmup import Cost, measure, measure_joined
+from edgekit.serve.model import Model
+from edgekit.serve.options import ModelOptions
+from edgekit.serve.warmup import Cost, check_joined, measure, measure_joined
 from edgekit.tensors import Tensors, TensorSpec
 
 X, Y = TensorSpec("x", "float32", ("n", 4)), TensorSpec("y", "float32", ("n", 4))
@@ -61,3 +64,38 @@ def test_a_slow_model_is_not_tried_for_long() -> None:
     rows, cost = joined(np.negative, base_s=0.2, row_s=0.0)
     assert (rows, cost.steps) == (1, ())
     assert time.monotonic() - start < 0.1
+
+
+def limited(most: int) -> FakeSession:
+    """As an engine that was built for so many rows."""
+
+    def run(feed: Tensors) -> Tensors:
+        if len(feed["x"]) > most:
+            raise BackendError(f"the engine takes 1 to {most} rows")
+        time.sleep(2e-3)
+        return {"y": -feed["x"]}
+
+    return FakeSession([X], [Y], run)
+
+
+def test_a_model_with_a_largest_batch_is_joined_up_to_it() -> None:
+    rows, _ = measure_joined(limited(4), Joiner([X], [Y]), SAMPLES, Cost(2e-3, 16), budget_s=0.5)
+    assert rows == 4
+
+
+def test_rows_that_are_asked_for_are_tried() -> None:
+    joiner = Joiner([X], [Y])
+    assert check_joined(limited(4), joiner, SAMPLES, 4) == ""
+    assert check_joined(limited(4), joiner, SAMPLES, 5) == "5 rows do not run: the engine takes 1 to 4 rows"
+    fixed = TensorSpec("x", "float32", (1, 4))
+    assert "its batch is not free" in check_joined(limited(4), Joiner([fixed], [Y]), SAMPLES, 2)
+    norm = FakeSession([X], [Y], lambda feed: {"y": feed["x"] / np.abs(feed["x"]).max()})
+    assert check_joined(norm, joiner, SAMPLES, 2) == "rows come out differently in company"
+
+
+def test_more_rows_than_a_model_takes_are_not_joined_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = Model(limited(4), name="net", sample=SAMPLES, options=ModelOptions(max_batch=8))
+    assert model.worker.max_rows == 4
+    assert "max_batch is 8, which is not used: 8 rows do not run: the engine takes 1 to 4 rows" in caplog.text
+    assert Model(limited(4), name="net", sample=SAMPLES, options=ModelOptions(max_batch=3)).worker.max_rows == 3
+    assert Model(limited(4), name="net", sample=SAMPLES, options=ModelOptions(max_batch=1)).worker.max_rows == 1
