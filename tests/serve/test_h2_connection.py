@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -401,6 +402,26 @@ def test_answers_that_nobody_reads_are_bounded() -> None:
             if len(statuses) == 4:
                 break
         assert statuses == {1: None, 3: None, 5: "8", 7: "8"}
+
+
+def test_messages_that_wait_take_no_more_than_their_bytes() -> None:
+    tracemalloc.start()
+    with _tiny(Limits()) as server, H2Client(server.grpc_address, settings={h2.INITIAL_WINDOW_SIZE: 0}) as client:
+        assert client.until(h2.SETTINGS)
+        before = tracemalloc.get_traced_memory()[0]
+        empty = b"\0\0\0\0\0" * 3200
+        for number in range(1, 81, 2):  # 40 streams of 3,200 empty messages each, whose answers cannot leave
+            client.send(headers(client, number, method="ModelStreamInfer"), h2.frame(h2.DATA, 0, number, empty))
+        client.send(h2.frame(h2.PING, 0, 0, b"the end!"))
+        client.until(h2.PING)
+        held = tracemalloc.get_traced_memory()[0] - before
+        tracemalloc.stop()
+        assert held < 3 * 40 * len(empty)
+        client.send(h2.window_update(1, 1 << 22), h2.window_update(0, 1 << 28))
+        client.send(h2.frame(h2.DATA, h2.END_STREAM, 1, infer_message()))
+        fields, body = client.answer(1)
+        assert fields["grpc-status"] == "0"
+        assert body.count(b"Model '' is not served here") == 3200
 
 
 def test_leaving_goes_in_two_steps() -> None:

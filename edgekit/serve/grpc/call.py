@@ -92,8 +92,8 @@ class Call(Stream):
         Stream.check_time(self, now)
         limits = self.connection.limits
         came = len(self.buffer or b"")
-        begun = came or not self.many
-        if self.answering and self.remote_open and begun and now - self.since > limits.body_s + came / limits.body_rate:
+        wanted = self.answering and self.remote_open and self.reading and (came or not self.many)
+        if wanted and now - self.since > limits.body_s + came / limits.body_rate:
             self.fail(CallError(Status.DEADLINE_EXCEEDED, "The message arrives too slowly."))
 
     def keep(self, data: bytes | memoryview) -> bytearray:

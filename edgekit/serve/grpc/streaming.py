@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 IN_FLIGHT = 8
 """Messages of one stream that are worked on at one time."""
 
+TURN = 64
+"""Messages of one stream that are worked on before others have their turn."""
+
 
 class _Slot:
     """One message of a stream: the parts of its answer once they are known, their size, and if they are compressed.
@@ -39,14 +42,18 @@ class _Slot:
 
 
 class StreamCall(Call):
-    """Messages both ways: each is an inference; answers leave in the order of their requests."""
+    """Messages both ways: each is an inference; answers leave in the order of their requests.
+
+    What came stays bytes in `buffer`, read up to `at`, until it is worked on: small messages would take many times
+    their bytes.
+    """
 
     many = True
-    working = False
+    working = scheduled = False
+    at = 0
 
     def __init__(self, connection: Connection, stream_id: int, send_window: int, route: Route, serve: GrpcDoor) -> None:
         Call.__init__(self, connection, stream_id, send_window, route, serve)
-        self.waiting: deque[tuple[int, Message]] = deque()
         self.slots: deque[_Slot] = deque()
 
     def received(self, data: bytes | memoryview, ended: bool) -> None:
@@ -54,52 +61,59 @@ class StreamCall(Call):
         if not self.answering:
             return
         try:
-            self._split(data)
-            if ended and self.buffer:
-                raise InputError("The last message is cut.")
+            self.keep(data)
             self._work()
         except Exception as error:
             self.fail(error)
 
-    def _split(self, data: bytes | memoryview) -> None:
-        """Take the whole messages out of what came."""
-        buffer = self.keep(data)
-        at = 0
-        while len(buffer) - at >= PREFIX.size:
-            packed, size = PREFIX.unpack_from(buffer, at)
-            self.check_length(size)
-            end = at + PREFIX.size + size
-            if end > len(buffer):
-                break
-            if not at and end == len(buffer):  # nothing else in there: it need not be copied
-                self.waiting.append((packed, memoryview(buffer)[PREFIX.size :]))
-                self.buffer = None
-                return
-            self.waiting.append((packed, bytes(memoryview(buffer)[at + PREFIX.size : end])))
-            at = end
-        if at:
-            self.buffer = buffer[at:]
-            self.since = self.connection.heard
+    def _next(self) -> tuple[int, Message] | None:
+        """The next message if it is whole: whether it is compressed, and its bytes."""
+        buffer, at = self.buffer, self.at
+        if buffer is None or len(buffer) - at < PREFIX.size:
+            return None
+        packed, size = PREFIX.unpack_from(buffer, at)
+        self.check_length(size)
+        start, end = at + PREFIX.size, at + PREFIX.size + size
+        if end > len(buffer):
+            if at:
+                del buffer[:at]
+                self.at = 0
+            return None
+        self.since = self.connection.heard
+        if end < len(buffer):
+            self.at = end
+            return packed, bytes(memoryview(buffer)[start:end])
+        self.buffer, self.at = None, 0
+        return packed, memoryview(buffer)[start:]
 
     def _work(self) -> None:
-        """Start on what waits, as far as the client reads its answers; end when all is done."""
+        """Start on what came, as far as the client reads its answers; end when all is done."""
         if self.working:  # an answer came at once: the loop below goes on
             return
-        self.working = True
+        self.working, free = True, False
         try:
-            while self.waiting and self.answering and not self.backlog and len(self.slots) < IN_FLIGHT:
-                self._start_on(*self.waiting.popleft())
+            for _ in range(TURN):
+                free = self._free()
+                message = self._next() if free else None
+                if message is None:
+                    break
+                self._start_on(*message)
+            else:
+                self._soon()
+                free = False
         finally:
             self.working = False
-        if self.answering and not self.remote_open and not self.waiting and not self.slots and self._stop():
-            if self.begun:
-                self.connection.output.end(self, TRAILERS)
-            else:
-                self.connection.output.end(self, HEAD + TRAILERS)
-            return
-        reading = len(self.waiting) < IN_FLIGHT
-        if reading != self.reading:
-            self.read_on(reading)
+        if free and not self.remote_open and not self.slots:
+            if self.buffer:
+                raise InputError("The last message is cut.")
+            if self._stop():
+                self.connection.output.end(self, TRAILERS if self.begun else HEAD + TRAILERS)
+        elif self.answering and free != self.reading:
+            self.read_on(free)
+
+    def _free(self) -> bool:
+        """Whether one more message may be worked on."""
+        return self.answering and not self.backlog and len(self.slots) < IN_FLIGHT
 
     def _start_on(self, packed: int, message: Message) -> None:
         slot = _Slot()
@@ -152,9 +166,15 @@ class StreamCall(Call):
     def drained(self) -> None:
         """The client has read: go on."""
         if self.answering:
+            self._soon()
+
+    def _soon(self) -> None:
+        if not self.scheduled:
+            self.scheduled = True
             self.serve.loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
+        self.scheduled = False
         try:
             self._work()
         except Exception as error:
@@ -162,7 +182,6 @@ class StreamCall(Call):
 
     def give_up(self) -> None:
         """Nobody waits for the inferences any more."""
-        self.waiting.clear()
         for slot in self.slots:
             if slot.cancel is not None:
                 slot.cancel()

@@ -15,8 +15,8 @@ EMPTY_TABLE = b"\x20"
 """The instruction, at the start of a block, that the sender's dynamic table has size 0 from here on."""
 
 STATUS_200 = b"\x88"
-_MAX_CACHED = 64
-_MAX_CACHED_BYTES = 2048
+_MAX_CACHED = 16
+_MAX_CACHED_BYTES = 4096
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _VALUE_END = b" \t"
 _PSEUDO = frozenset((b":method", b":scheme", b":authority", b":path"))
@@ -74,7 +74,7 @@ class HeaderReader:
         entries = self._table.dynamic_entries  # an insertion makes a new first entry, a resize another size
         if len(entries) != count or self._table.maxsize != size or (entries and entries[0] is not first):
             self.known.clear()
-        elif len(block) <= _MAX_CACHED_BYTES:
+        elif len(block) + sum(len(name) + len(value) for name, value in fields) <= _MAX_CACHED_BYTES:
             if len(self.known) >= _MAX_CACHED:
                 self.known.clear()
             self.known[block] = head
