@@ -20,7 +20,7 @@ DEFAULT_SAMPLES = 256
 _MEMORY_BYTES = 512 << 20
 """Calibration data held at once; fewer samples are taken when rows are large."""
 
-_HELD_OUT = 16
+_HELD_OUT = 64
 """From this many rows on, every fourth judges instead of calibrating."""
 
 

@@ -52,11 +52,12 @@ class Range:
         return max(-self.low, self.high)
 
 
-def range_of(histogram: Histogram, method: Method, *, symmetric: bool = False) -> Range:
+def range_of(histogram: Histogram, method: Method, *, symmetric: bool = False, slope: float = 1.0) -> Range:
     """The range that `method` takes from `histogram`.
 
     minmax covers all; percentile drops the outermost 0.01 %; entropy keeps the quantised distribution closest
-    (Kullback-Leibler); mse makes the squared rounding and clipping error smallest.
+    (Kullback-Leibler); mse makes the squared rounding and clipping error smallest, as it is after a LeakyRelu of
+    `slope`, which errors of negative values pass.
     """
     low, high = min(0.0, histogram.low), max(0.0, histogram.high)
     if symmetric:
@@ -68,7 +69,7 @@ def range_of(histogram: Histogram, method: Method, *, symmetric: bool = False) -
         return _percentile(histogram, low, high, symmetric)
     if method == "entropy":
         return _entropy(histogram, low, high, symmetric)
-    return _mse(histogram, low, high, symmetric)
+    return _mse(histogram, low, high, symmetric, slope)
 
 
 def _percentile(histogram: Histogram, low: float, high: float, symmetric: bool) -> Range:
@@ -86,8 +87,10 @@ def _percentile(histogram: Histogram, low: float, high: float, symmetric: bool) 
     return Range(max(low, min(0.0, first)), min(high, max(0.0, last)))
 
 
-def _mse(histogram: Histogram, low: float, high: float, symmetric: bool) -> Range:
+def _mse(histogram: Histogram, low: float, high: float, symmetric: bool, slope: float) -> Range:
     values, counts = histogram.centres, histogram.counts.astype(np.float64)
+    counts = np.where(values < 0, counts * slope**2, counts)
+    shrinks = _SHRINKS if slope == 1 else np.linspace(1.0, 0.02, 99)
 
     def cost(lo: float, hi: float) -> float:
         scale = (hi - lo) / (254 if symmetric else 255)
@@ -101,7 +104,7 @@ def _mse(histogram: Histogram, low: float, high: float, symmetric: bool) -> Rang
     if not symmetric and low < 0 < high:  # the two ends clip apart
         for _ in range(2):
             _, lo, hi = best
-            best = min(best, *((cost(lo * s, hi), lo * s, hi) for s in _SHRINKS))
+            best = min(best, *((cost(lo * s, hi), lo * s, hi) for s in shrinks))
             _, lo, hi = best
             best = min(best, *((cost(lo, hi * s), lo, hi * s) for s in _SHRINKS))
     return Range(float(best[1]), float(best[2]))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgekit.quantize.correct import bias_corrected
 from edgekit.quantize.fp16 import half_model
-from edgekit.quantize.graph import Graph
+from edgekit.quantize.graph import Graph, attribute
 from edgekit.quantize.placement import candidates, weight_axis
 from edgekit.quantize.qdq import cpu_int8, is_depthwise
 from edgekit.quantize.ranges import Histogram, Method, Range, range_of
@@ -19,6 +19,20 @@ from edgekit.tensors import Array
 
 if TYPE_CHECKING:
     import onnx
+
+
+def leaky_slopes(model: onnx.ModelProto) -> dict[str, float]:
+    """Tensors that only a LeakyRelu reads, and its slope for negative values."""
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    outputs = {o.name for o in model.graph.output}
+    return {
+        name: abs(float(attribute(nodes[0], "alpha", 0.01)))
+        for name, nodes in readers.items()
+        if len(nodes) == 1 and nodes[0].op_type == "LeakyRelu" and name not in outputs
+    }
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,11 @@ class Scheme:
     @cached_property
     def ranges(self) -> dict[str, Range]:
         """Asymmetric ranges by tensor."""
-        return {name: range_of(h, self.methods.get(name, self.method)) for name, h in self.seen.items()}
+        slopes = leaky_slopes(self.model)
+        return {
+            name: range_of(h, self.methods.get(name, self.method), slope=slopes.get(name, 1.0))
+            for name, h in self.seen.items()
+        }
 
     @cached_property
     def symmetric_ranges(self) -> dict[str, Range]:

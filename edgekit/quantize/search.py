@@ -75,11 +75,12 @@ _STRENGTHS = (0.5, 0.8)
 
 @dataclass
 class Search:
-    """The best scheme so far, and all that was tried."""
+    """The best scheme so far, and all that was tried; `fixed` if the user said how ranges are taken."""
 
     data: CalibrationData
     judge: Judge
     progress: Progress
+    fixed: bool = False
     best: Scheme | None = None
     error: float = float("inf")
     attempts: list[Attempt] = field(default_factory=list)
@@ -152,7 +153,7 @@ def best_scheme(
     if not candidates(Graph(model)):
         raise UsageError("The model has no Conv, Gemm or MatMul with float weights, so INT8 would change nothing.")
     used = data.split()[0]
-    search = Search(used, judge, progress)
+    search = Search(used, judge, progress, fixed=method is not None)
     methods = [method] if method else list(METHODS)
     _ranges(search, model, methods)
     if plain:
@@ -162,7 +163,7 @@ def best_scheme(
         _equalize(search, only="norm", what="smoothing")
         _equalize_attention(search)
     _equalize_recurrent(search)
-    if search.error > GOOD and search.tight and method is None:
+    if search.error > GOOD and search.tight and not search.fixed:
         _refine_ranges(search)
     if search.error > NEGLIGIBLE:
         _round_and_correct(search)
@@ -236,7 +237,7 @@ def _rescaled(search: Search, what: str, models: Mapping[float, onnx.ModelProto]
     """Try rescaled models with ranges of some rows; calibrate the one that is kept on all."""
     before = search.scheme
     few = search.data.take(np.arange(min(search.data.count, TRIAL_ROWS)))
-    methods = dict.fromkeys((before.method, "minmax", "mse"))
+    methods = (before.method,) if search.fixed else tuple(dict.fromkeys((before.method, "minmax", "mse")))
     steps = []
     for strength, changed in models.items():
         if search.judge.gap(changed).error > SAME_FUNCTION:

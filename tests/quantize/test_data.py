@@ -130,10 +130,10 @@ def test_a_folder_of_images_without_preprocessing(tmp_path: Path) -> None:
 
 
 def test_rows_are_split_apart_when_there_are_enough() -> None:
-    data = CalibrationData((SPEC,), {"x": images(20)}, 20, "test")
+    data = CalibrationData((SPEC,), {"x": images(80)}, 80, "test")
     used, judged = data.split()
-    assert (used.count, judged.count) == (15, 5)
-    few = CalibrationData((SPEC,), {"x": images(4)}, 4, "test")
+    assert (used.count, judged.count) == (60, 20)
+    few = CalibrationData((SPEC,), {"x": images(40)}, 40, "test")  # a fourth of so few would judge by chance
     assert few.split() == (few, few)
 
 

@@ -56,3 +56,18 @@ def test_symmetric_ranges_are_symmetric(method: Method) -> None:
 def test_a_constant_tensor_has_a_range(method: Method) -> None:
     constant = Histogram(2.5, 2.5, np.zeros(BINS, np.int64))
     assert range_of(constant, method) == Range(0.0, 2.5)
+
+
+def test_errors_of_negative_values_count_as_a_leaky_relu_lets_them_through() -> None:
+    values = np.random.default_rng(0).normal(-4, 4, 20_000).astype(np.float32)
+
+    def error(span: Range) -> float:
+        step = span.width / 255
+        rounded = np.clip(np.rint(values / step) * step, span.low, span.high)
+        leaky = [np.where(v < 0, 0.1 * v, v) for v in (values, rounded)]
+        return float(((leaky[0] - leaky[1]) ** 2).mean())
+
+    seen = histogram(values)
+    plain, aware = range_of(seen, "mse"), range_of(seen, "mse", slope=0.1)
+    assert aware.low > plain.low
+    assert error(aware) < 0.9 * error(plain)
