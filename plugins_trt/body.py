@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from plugins_trt import DOMAIN
 from plugins_trt.errors import PluginError
-from plugins_trt.operator import AttributeValue, Call, Kind, Operator, TensorType
+from plugins_trt.operator import ITEM_BYTES, AttributeValue, Call, Kind, Operator, TensorType
 
 if TYPE_CHECKING:
     import numpy as np
@@ -133,6 +133,11 @@ def onnx_dtype(name: str) -> int:
     return int(getattr(TensorProto, words.get(name, name.upper())))
 
 
+def numpy_name(dtype: int) -> str:
+    """The name of ONNX's dtype as `TensorType` has it; "" for one that kernels do not have."""
+    return next((name for name in ITEM_BYTES if onnx_dtype(name) == dtype), "")
+
+
 @lru_cache(maxsize=64)
 def function_of(operator: Operator, opset: int = OPSET) -> onnx.FunctionProto:
     """The ONNX function of an operator, for models of that operator set."""
@@ -159,7 +164,7 @@ def add_functions(model: onnx.ModelProto, operators: Sequence[Operator]) -> onnx
 
     out = onnx.ModelProto()
     out.CopyFrom(model)
-    used = {node.op_type for node in _nodes(out.graph) if node.domain == DOMAIN}
+    used = {node.op_type for node in nodes_of(out.graph) if node.domain == DOMAIN}
     opset = max((o.version for o in out.opset_import if o.domain in ("", "ai.onnx")), default=OPSET)
     if used and opset < OPSET:
         raise PluginError(
@@ -175,12 +180,13 @@ def add_functions(model: onnx.ModelProto, operators: Sequence[Operator]) -> onnx
     return out
 
 
-def _nodes(graph: onnx.GraphProto) -> Any:
+def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a graph, and of the graphs inside its nodes."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
             for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                yield from _nodes(inner)
+                yield from nodes_of(inner)
 
 
 def model_of(operator: Operator, call: Call) -> onnx.ModelProto:
