@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
@@ -356,6 +356,11 @@ class Operator(ABC):
                 arrays.append(rng.integers(limits.min, limits.max, given.sizes, given.dtype, endpoint=True))
         return tuple(arrays)
 
+    def in_torch(self, node: Callable[..., Any]) -> Callable[..., Any]:
+        """What `plugins_trt.torch.NAME` is. `node` takes this operator's inputs and attributes; it is what users get
+        unless they are better served by a function that calls it."""
+        return node
+
     @property
     def domain(self) -> str:
         """The ONNX domain."""
@@ -363,17 +368,19 @@ class Operator(ABC):
 
     @property
     def source_path(self) -> Path:
-        """The CUDA source."""
-        return Path(inspect.getfile(type(self))).parent / "kernels" / self.kernel_file
+        """The CUDA source: in `kernels/` beside the class that names it, which a subclass elsewhere shares."""
+        owner = next(cls for cls in type(self).__mro__ if "kernel_file" in vars(cls))
+        return Path(inspect.getfile(owner)).parent / "kernels" / self.kernel_file
 
     def source(self) -> str:
         """The text of the CUDA source."""
         return self.source_path.read_text()
 
     def digest(self) -> str:
-        """SHA-256 of the kernel's source and of the operator's: what the manifest of a package records."""
-        text = self.source() + Path(inspect.getfile(type(self))).read_text()
-        return hashlib.sha256(text.encode()).hexdigest()
+        """SHA-256 of the kernel's source, of the header it includes and of the operator's own file."""
+        header = Path(__file__).parent / "kernels" / "device.cuh"
+        parts = (self.source_path, header, Path(inspect.getfile(type(self))))
+        return hashlib.sha256(b"\0".join(path.read_bytes() for path in parts)).hexdigest()
 
     def run_reference(self, *arrays: NDArray[Any], **attributes: Any) -> tuple[NDArray[np.generic], ...]:
         """The outputs for `arrays`, in numpy. Raises UnsupportedCallError as `call` does."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from plugins_trt.errors import PluginError
+from plugins_trt.layer_norm_residual import LayerNormResidual
 from plugins_trt.registry import MODULES, operator, operators
 
 OPERATOR = """
@@ -65,3 +66,13 @@ def test_a_package_that_is_wrong_is_named(tmp_path: Path, entry: str, name: str,
     done = third_party(tmp_path, entry, name)
     assert done.returncode == 1
     assert said in done.stderr.splitlines()[-1]
+
+
+def test_a_subclass_elsewhere_shares_the_kernel() -> None:
+    class Mine(LayerNormResidual):
+        pass
+
+    base = operator("layer_norm_residual")
+    mine = Mine(keep_sum=False, int8=False)
+    assert mine.source() == base.source()
+    assert mine.digest() != base.digest()
