@@ -16,12 +16,12 @@ from edgekit.serve.grpc.codec import (
     MAX_FIELDS,
     MAX_HEAD_BYTES,
     PREFIX,
-    InferReader,
     encode_framed,
     encode_response,
     split,
     varint,
 )
+from edgekit.serve.grpc.reader import InferReader
 from edgekit.serve.messages import InferResponse, OutputTensor, Place, RequestError
 from edgekit.serve.model import Model
 from tests.tiny import tiny_model

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
 from edgekit.errors import InputError
-from edgekit.serve.grpc.codec import InferReader, split
+from edgekit.serve.grpc.codec import split
+from edgekit.serve.grpc.reader import InferReader
 from edgekit.serve.grpc.schema import schema
 from edgekit.serve.h2 import frames as h2
 from edgekit.serve.messages import RequestError
@@ -210,7 +211,7 @@ def test_a_reader_that_was_taught_reads_the_same() -> None:
     for _ in range(400):
         rows = int(rng.integers(1, 4))
         x = rng.standard_normal((rows, 4)).astype(np.float32)
-        message = infer_message(x, model_version=str(rng.choice(["", "1"])))
+        message = infer_message(x, model_version=str(rng.choice(["", "1"])), id=str(rng.choice(["", "a", "é7"])))
         if rng.random() < 0.2:
             at = int(rng.integers(5, 35))
             message = message[:at] + bytes(rng.integers(0, 256, 1, np.uint8)) + message[at + 1 :]
@@ -223,6 +224,7 @@ def test_a_reader_that_was_taught_reads_the_same() -> None:
             continue
         if known is not None:
             recalled += 1
+            assert known[1].id == plain.id
             assert known[1].outputs == plain.outputs
             assert known[1].parameters == plain.parameters
             assert known[1].feed.keys() == plain.feed.keys()

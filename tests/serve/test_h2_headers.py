@@ -19,7 +19,7 @@ EXTRA = st.sampled_from(
 LISTS = st.lists(st.lists(EXTRA, max_size=4), min_size=2, max_size=30)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(LISTS, st.lists(st.sampled_from([0, 64, 300, 4096]), max_size=5))
 def test_a_reader_with_a_memory_reads_as_one_without(lists: list[list[tuple[str, str]]], sizes: list[int]) -> None:
     encoder, plain, reader = hpack.Encoder(), hpack.Decoder(), HeaderReader(max_list_bytes=1 << 16)

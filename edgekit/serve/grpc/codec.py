@@ -1,15 +1,13 @@
 """Inference requests and answers of the Open Inference Protocol over gRPC, between protobuf bytes and typed values.
 
-Raw tensors are taken out of a message before the protobuf library sees it, so they are not copied there. What is left
-repeats from request to request with a steady client, and is understood once.
+Raw tensors are taken out of a message before the protobuf library sees it, so they are not copied there.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -18,7 +16,6 @@ import numpy as np
 from edgekit.errors import InputError
 from edgekit.serve.grpc.schema import schema
 from edgekit.serve.messages import InferRequest, InferResponse, Place, RequestError, SharedInput, WantedOutput
-from edgekit.serve.model import Model
 from edgekit.serve.wire import array_from_raw, checked_shape, raw_from_array, text_from_bytes
 from edgekit.tensors import Array, DType, TensorSpec, dtype_from_oip, dtype_of, shape_text
 
@@ -28,8 +25,6 @@ MAX_HEAD_BYTES = 16 << 20
 MAX_FIELDS = 4096
 """Fields of a request's outermost level: inputs, outputs, parameters and raw tensors together."""
 
-_MAX_PLANS = 64
-_MAX_PLAN_BYTES = 4096
 _MAX_VARINT = 10
 _RAW_INPUT, _RAW_OUTPUT = 7 << 3 | 2, 6 << 3 | 2
 
@@ -37,8 +32,6 @@ PREFIX = struct.Struct(">BI")
 """Before each message on the wire: whether it is compressed, and its length."""
 
 Message: TypeAlias = "bytes | bytearray | memoryview"
-Find: TypeAlias = Callable[[str, str], Model]
-
 _CONTENTS = {
     "bool": "bool_contents",
     **dict.fromkeys(("int8", "int16", "int32"), "int_contents"),
@@ -51,99 +44,8 @@ _CONTENTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What a message's prefix and its bytes before the first raw tensor mean.
-
-    `tensors`: name, numpy type, shape, and where in the framed message they are.
-    `between` are the bytes that must stand between raw tensors, with their places.
-    """
-
-    size: int
-    model: Model
-    version: str
-    tensors: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int], ...]
-    between: tuple[tuple[int, bytes], ...]
-    outputs: tuple[WantedOutput, ...]
-    parameters: dict[str, Any]
-
-    def read(self, message: Message) -> InferRequest | None:
-        for at, wanted in self.between:
-            if message[at : at + len(wanted)] != wanted:
-                return None
-        feed = {}
-        for name, dtype, shape, offset in self.tensors:
-            value: np.ndarray[Any, Any] = np.ndarray(shape, dtype, message, offset)
-            feed[name] = value if value.flags.aligned else value.copy()
-        return InferRequest(feed, "", self.outputs, True, self.parameters)
-
-
-class InferReader:
-    """Reads inference requests, with a memory of what came before raw tensors. `find` names the model."""
-
-    def __init__(self, find: Find) -> None:
-        self._find = find
-        self._plans: dict[bytes, _Plan] = {}
-        self._cuts: dict[int, int] = {}
-
-    def recall(self, framed: Message) -> tuple[Model, InferRequest] | None:
-        """What a message with its prefix asks, if another like it was read before."""
-        cut = self._cuts.get(len(framed))
-        plan = None if cut is None else self._plans.get(bytes(framed[:cut]))
-        if plan is None or plan.size != len(framed):
-            return None
-        model = plan.model
-        if self._find(model.name, plan.version) is not model:  # it was replaced
-            self._plans.clear()
-            return None
-        request = plan.read(framed)
-        return None if request is None else (model, request)
-
-    def read(self, message: Message) -> tuple[Model, InferRequest]:
-        """The model that `message` asks and what it asks.
-
-        Raises:
-            InputError: the message does not keep the protocol.
-            RequestError: no such model (404), or the part that is not raw tensors is too long (413).
-        """
-        head, raws, offsets = split(memoryview(message))
-        request = _parsed(head)
-        model = self._find(request.model_name, request.model_version)
-        out = decode_request(request, raws, model.input_specs)
-        self._remember(message, model, request.model_version, out, offsets)
-        return model, out
-
-    def _remember(
-        self, message: Message, model: Model, version: str, request: InferRequest, offsets: list[int]
-    ) -> None:
-        """Keep what requests like this one mean, where nothing but the raw tensors can change.
-
-        That leaves out an id (it changes each time), tensors elsewhere, and types whose bytes need a look: BOOL, BYTES.
-        """
-        values = request.feed.values()
-        plain = all(v.dtype.kind in "iuf" and v.size for v in values) and not request.shared and not request.id
-        if not plain or len(offsets) != len(values) or not offsets or offsets[0] > _MAX_PLAN_BYTES:
-            return
-        tensors, between, at, shift = [], [], offsets[0], PREFIX.size
-        for (name, value), offset in zip(request.feed.items(), offsets):
-            if offset > at:
-                between.append((at + shift, bytes(message[at:offset])))
-            tensors.append((name, value.dtype, value.shape, offset + shift))
-            at = offset + value.nbytes
-        if at != len(message):
-            return
-        if len(self._plans) >= _MAX_PLANS:
-            self._plans.clear()
-            self._cuts.clear()
-        size = len(message) + shift
-        head = PREFIX.pack(0, len(message)) + bytes(message[: offsets[0]])
-        self._cuts[size] = len(head)
-        self._plans[head] = _Plan(
-            size, model, version, tuple(tensors), tuple(between), request.outputs, request.parameters
-        )
-
-
-def _parsed(head: bytes) -> Any:
+def parsed(head: bytes) -> Any:
+    """The ModelInferRequest in `head`. Raises InputError, RequestError 413."""
     if len(head) > MAX_HEAD_BYTES:
         raise RequestError(
             413, f"The request has {len(head)} bytes besides raw tensors, at most {MAX_HEAD_BYTES} are read. Send raw."

@@ -14,7 +14,8 @@ from edgekit.errors import InputError
 from edgekit.serve.app import Answer, App, Cancel
 from edgekit.serve.compress import compress, decompress
 from edgekit.serve.grpc.call import Call, UnaryCall
-from edgekit.serve.grpc.codec import InferReader, Message, varint
+from edgekit.serve.grpc.codec import Message, varint
+from edgekit.serve.grpc.reader import InferReader
 from edgekit.serve.grpc.route import STREAM, Method, Route, route_of
 from edgekit.serve.grpc.schema import schema
 from edgekit.serve.grpc.service import Service
