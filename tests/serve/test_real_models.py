@@ -257,6 +257,9 @@ def test_a_package_is_replaced_under_load_without_a_wrong_or_lost_answer(tmp_pat
         threads = [threading.Thread(target=ask) for _ in range(3)]
         for thread in threads:
             thread.start()
+        end = time.monotonic() + 10
+        while not seen and time.monotonic() < end:
+            time.sleep(0.01)
         for version in range(2, 6):
             versioned(folder / "net.edge", "net", str(version), float(version))
             end = time.monotonic() + 10

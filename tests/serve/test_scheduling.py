@@ -74,7 +74,7 @@ def send() -> Iterator[Send]:
 
 
 def test_requests_that_wait_are_joined_and_each_gets_its_own_rows(send: Send) -> None:
-    session = Recorder(0.1)
+    session = Recorder(0.4)
     with Server([model(session, max_batch=4)], port=0) as server:
         clients = send(server.url, *(request(i) for i in range(4)))
         assert [first(c) for c in clients] == [0, 2, 4, 6]
@@ -87,16 +87,16 @@ def test_requests_that_wait_are_joined_and_each_gets_its_own_rows(send: Send) ->
 
 def test_a_delay_gathers_requests_that_come_one_after_the_other(send: Send) -> None:
     session = Recorder(0.0)
-    with Server([model(session, max_batch=3, queue_delay_ms=300.0)], port=0) as server:
+    with Server([model(session, max_batch=3, queue_delay_ms=5000.0)], port=0) as server:
         start = time.monotonic()
         clients = send(server.url, *(request(i) for i in range(3)))
         assert [first(c) for c in clients] == [0, 2, 4]
-        assert time.monotonic() - start < 0.25  # the batch was whole before the delay was over
+        assert time.monotonic() - start < 3  # the batch was whole before the delay was over
         assert session.runs == [[0, 1, 2]]
 
 
 def test_priorities_overtake(send: Send) -> None:
-    session = Recorder(0.1)
+    session = Recorder(0.3)
     with Server([model(session)], port=0) as server:
         clients = send(server.url, request(0), request(3, priority=3), request(2), request(1, priority=1))
         assert [first(c) for c in clients] == [0, 6, 4, 2]
@@ -104,12 +104,12 @@ def test_priorities_overtake(send: Send) -> None:
 
 
 def test_a_timeout_is_answered_when_it_is_over_though_the_model_is_busy(send: Send) -> None:
-    session = Recorder(0.5)
+    session = Recorder(1.0)
     with Server([model(session)], port=0) as server:
         busy, hasty = send(server.url, request(0), request(1, timeout=100_000))
         start = time.monotonic()
         answer = hasty.read()
-        assert time.monotonic() - start < 0.3
+        assert time.monotonic() - start < 0.8
         assert answer.status == 504
         assert "longer than its timeout, and was not run" in answer.json["error"]
         assert first(busy) == 0
@@ -214,7 +214,7 @@ def test_requests_of_one_sequence_run_in_the_order_they_came(send: Send) -> None
 
 
 def test_sequences_are_told_apart_and_joined(send: Send) -> None:
-    model = Model(adder(0.15), name="net", states={"sum": "total"}, options=ModelOptions(max_batch=8))
+    model = Model(adder(0.3), name="net", states={"sum": "total"}, options=ModelOptions(max_batch=8))
     with Server([model], port=0) as server:
         for round_ in range(3):
             parts = [step(own, sequence_id=own, sequence_start=round_ == 0) for own in range(1, 5)]
