@@ -259,11 +259,11 @@ def test_a_higher_priority_takes_the_place_of_a_lower_one() -> None:
 
 def test_instances_run_at_one_time() -> None:
     inbox = Inbox()
-    worker = Worker(session(0.1), cost=None, instances=3)
+    worker = Worker(session(0.4), cost=None, instances=3)
     start = time.monotonic()
     for _ in range(3):
         worker.submit(ONE, inbox.outcomes.append, inbox.post)
     threads = {int(inbox.wait().outputs["thread"]) for _ in range(3)}
     assert len(threads) == 3
-    assert time.monotonic() - start < 0.25
+    assert time.monotonic() - start < 1.1
     worker.close()
