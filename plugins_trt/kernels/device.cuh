@@ -125,6 +125,36 @@ __device__ inline Pack<Item, Count> load_pack(const Item* p) {
     return out;
 }
 
+namespace detail {
+#ifndef CUDA_ON_HOST
+__device__ inline void load_again(u16& out, const u16* p) { asm volatile("ld.global.u16 %0, [%1];" : "=h"(out) : "l"(p)); }
+__device__ inline void load_again(u32& out, const u32* p) { asm volatile("ld.global.u32 %0, [%1];" : "=r"(out) : "l"(p)); }
+__device__ inline void load_again(uint2& out, const uint2* p) {
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(out.x), "=r"(out.y) : "l"(p));
+}
+__device__ inline void load_again(uint4& out, const uint4* p) {
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
+                 : "l"(p));
+}
+#endif
+}  // namespace detail
+
+// As load_pack, for what a loop reads anew each time round because registers do not hold it: the compiler would take the
+// load out of the loop, and spill what it loaded. 2 to 16 bytes.
+template <int Count, class Item>
+__device__ inline Pack<Item, Count> load_pack_again(const Item* p) {
+#ifdef CUDA_ON_HOST
+    return load_pack<Count>(p);
+#else
+    typename detail::Word<sizeof(Item) * Count>::Type word;
+    detail::load_again(word, reinterpret_cast<const decltype(word)*>(p));
+    Pack<Item, Count> out;
+    memcpy(&out, &word, sizeof(out));
+    return out;
+#endif
+}
+
 template <int Count, class Item>
 __device__ inline void store_pack(Item* p, const Pack<Item, Count>& pack) {
     using Word = typename detail::Word<sizeof(Item) * Count>::Type;
@@ -163,6 +193,63 @@ __device__ inline float block_reduce(float x, Operation op, float identity, floa
     // Each warp reduces the partial sums again: cheaper than a third barrier to hand one result around.
     return warp_reduce(lane < Threads / WARP ? scratch[lane] : identity, op);
 }
+
+// ---- tensor cores ----
+
+// d += a b for a 16 x 16 matrix a and a 16 x 8 matrix b of f16 or bf16 (from sm_80), accumulated in float by one whole
+// warp. Each register holds two neighbours of a row of a, or of a column of b. With u = lane / 4 and q = lane % 4:
+// a[0] is row u, columns 2 q and 2 q + 1; a[1] the same of row u + 8; a[2] and a[3] the same, 8 columns on;
+// b[0] is column u, rows 2 q and 2 q + 1; b[1] the same, 8 rows on;
+// d[0] and d[1] are row u, columns 2 q and 2 q + 1; d[2] and d[3] the same of row u + 8.
+template <class Item>
+__device__ inline void mma_16x8x16(float* d, const u32 (&a)[4], const u32 (&b)[2]);
+
+#ifdef CUDA_ON_HOST
+template <class Item>
+__device__ inline void mma_16x8x16(float* d, const u32 (&a)[4], const u32 (&b)[2]) {
+    const int lane = threadIdx.x % WARP, u = lane / 4, q = lane % 4;
+    const u64 left[2] = {a[0] | static_cast<u64>(a[2]) << 32, a[1] | static_cast<u64>(a[3]) << 32};
+    const u64 right = b[0] | static_cast<u64>(b[1]) << 32;
+    for (int part = 0; part < 4; ++part) {  // of the four lanes that share a row of a, or a column of b
+        u64 rows[2], columns[2];
+        for (int i = 0; i < 2; ++i) {
+            rows[i] = __shfl_sync(ALL_LANES, left[i], u * 4 + part);
+            columns[i] = __shfl_sync(ALL_LANES, right, (q * 2 + i) * 4 + part);
+        }
+        for (int i = 0; i < 4; ++i) {
+            Item x[4], w[4];
+            memcpy(w, &rows[i / 2], sizeof(w));
+            memcpy(x, &columns[i % 2], sizeof(x));
+            for (int k = 0; k < 4; ++k) d[i] += to_float(w[k]) * to_float(x[k]);
+        }
+    }
+}
+#else
+template <>
+__device__ inline void mma_16x8x16<f16>(float* d, const u32 (&a)[4], const u32 (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else  // sm_75 has half of it
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%8}, {%0, %1, %2, %3};\n\t"
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%6, %7}, {%9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+#if __CUDA_ARCH__ >= 800
+template <>
+__device__ inline void mma_16x8x16<bf16>(float* d, const u32 (&a)[4], const u32 (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
+#endif
 
 // ---- shared memory whose size the launch decides ----
 #ifdef CUDA_ON_HOST
