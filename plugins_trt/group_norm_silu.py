@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from plugins_trt.body import Body
 from plugins_trt.dims import Dim, Size, differ, maximum, product
-from plugins_trt.operator import C_TYPES, Attribute, Call, Cost, KernelPlan, Operator, Port, TensorType
+from plugins_trt.operator import C_TYPES, FLOATS, Attribute, Call, Cost, KernelPlan, Operator, Port, TensorType
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
     from numpy.typing import NDArray
+
+    from plugins_trt.fuse import Graph
 
 _HELD_BYTES = 128
 """What a thread keeps of a group: 32 of the 64 registers that a thread of the largest block has."""
@@ -98,6 +102,22 @@ class GroupNormSilu(Operator):
         value = b.op("Add", b.op("Mul", normal, weight), bias)
         y = b.op("Mul", value, b.op("Sigmoid", value))
         b.returns(b.op("CastLike", b.op("Reshape", y, b.shape("x")), "x"))
+
+    def fuse(self, graph: Graph) -> None:
+        """SiLU after GroupNormalization (operator set 21), or after what PyTorch's exporter makes of a GroupNorm before
+        that: InstanceNormalization of the groups between two Reshapes, then Mul and Add."""
+        for sigmoid in graph.nodes("Sigmoid"):
+            value = sigmoid.input[0]
+            silu = graph.follower(sigmoid.output[0], "Mul")
+            if silu is None or sorted(silu.input) != sorted((value, sigmoid.output[0])):
+                continue
+            if len(graph.users(value)) != 2 or graph.leaves(value):
+                continue
+            found = _group_norm(graph, value) or _instance_norm(graph, value)
+            if found is not None and graph.dtype(found.x) in FLOATS:
+                old = [*found.nodes, sigmoid, silu]
+                inputs = [found.x, found.weight, found.bias]
+                graph.replace(self, old, inputs, [silu.output[0]], groups=found.groups, epsilon=found.epsilon)
 
     def _layout(self, call: Call) -> tuple[int, int, int]:
         """Elements of a pack, groups of a block, packs of a pixel (1 with channels first)."""
@@ -196,6 +216,60 @@ class GroupNormSilu(Operator):
         """A call on `x` of `shape`, with weights to match."""
         row = TensorType(dtype, (shape[-1 if attributes.get("channels_last") else 1],))
         return self.call(TensorType(dtype, shape), row, row, **attributes)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A GroupNorm in standard nodes."""
+
+    nodes: list[onnx.NodeProto]
+    x: str
+    weight: str
+    bias: str
+    groups: int
+    epsilon: float
+
+
+def _group_norm(graph: Graph, value: str) -> _Found | None:
+    """GroupNormalization with a weight for each channel, which is what it has from operator set 21 on."""
+    node = graph.producer(value, "GroupNormalization")
+    if node is None or graph.opset < 21:
+        return None
+    given = {a.name: a for a in node.attribute}
+    epsilon = given["epsilon"].f if "epsilon" in given else 1e-5
+    x, weight, bias = node.input
+    if len({graph.dtype(name) for name in node.input}) != 1 or graph.shape(x) is None:
+        return None
+    return _Found([node], x, weight, bias, given["num_groups"].i, epsilon)
+
+
+def _instance_norm(graph: Graph, value: str) -> _Found | None:
+    """Reshape to [N, groups, -1], InstanceNormalization, Reshape back, Mul and Add with [C, 1, 1]."""
+    add = graph.producer(value, "Add")
+    mul = None if add is None else graph.producer(add.input[0], "Mul")
+    back = None if mul is None else graph.producer(mul.input[0], "Reshape")
+    norm = None if back is None else graph.producer(back.input[0], "InstanceNormalization")
+    there = None if norm is None else graph.producer(norm.input[0], "Reshape")
+    if add is None or mul is None or back is None or norm is None or there is None:
+        return None
+    inner = (mul.output[0], back.output[0], norm.output[0], there.output[0])
+    if any(len(graph.users(name)) != 1 or graph.leaves(name) for name in inner):
+        return None
+    x, view = there.input[0], graph.constant(there.input[1])
+    one, zero = graph.constant(norm.input[1]), graph.constant(norm.input[2])
+    weight, bias, shape = graph.constant(mul.input[1]), graph.constant(add.input[1]), graph.shape(x)
+    if view is None or one is None or zero is None or weight is None or bias is None or shape is None:
+        return None
+    along = (shape[1],) + (1,) * (len(shape) - 2)
+    grouped = view.size == 3 and view[1] > 0 and view[2] == -1 and view[0] in (0, shape[0])
+    plain = (one == 1).all() and (zero == 0).all()
+    if not (grouped and plain and weight.shape == along == bias.shape and graph.shape(back.output[0]) == shape):
+        return None
+    epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
+    names = [
+        graph.add_constant(name, array.reshape(-1)) for name, array in ((mul.input[1], weight), (add.input[1], bias))
+    ]
+    return _Found([there, norm, back, mul, add], x, names[0], names[1], int(view[1]), epsilon)
 
 
 def _divisors(number: int) -> list[int]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from plugins_trt.body import Body
+    from plugins_trt.fuse import Graph
 
 Scalar: TypeAlias = int | float | str
 AttributeValue: TypeAlias = int | float | str | tuple[int, ...] | tuple[float, ...]
@@ -355,6 +356,9 @@ class Operator(ABC):
                 limits = np.iinfo(given.dtype)
                 arrays.append(rng.integers(limits.min, limits.max, given.sizes, given.dtype, endpoint=True))
         return tuple(arrays)
+
+    def fuse(self, graph: Graph) -> None:  # noqa: B027  (not every operator has a form of standard nodes)
+        """Put this operator's node (`graph.replace`) wherever standard nodes of `graph` compute the same."""
 
     def in_torch(self, node: Callable[..., Any]) -> Callable[..., Any]:
         """What `plugins_trt.torch.NAME` is. `node` takes this operator's inputs and attributes; it is what users get
