@@ -206,10 +206,9 @@ def main() -> None:
     results = measure(args.rounds, args.seconds)
     print("connections   edgekit   grpc.aio   ratio (worst)   asked   CPU a request, us")
     for count, r in results.items():
-        print(
-            f"{count:>11} {r['edgekit_per_s']:>9.0f} {r['aio_per_s']:>10.0f} {r['ratio']:>7.2f} ({r['ratio_worst']:.2f})"
-            f" {r['asked']:>8} {r['edgekit_cpu_us']:>10.0f} and {r['aio_cpu_us']:.0f}"
-        )
+        rates = f"{count:>11} {r['edgekit_per_s']:>9.0f} {r['aio_per_s']:>10.0f}"
+        ratios = f"{r['ratio']:>7.2f} ({r['ratio_worst']:.2f}) {r['asked']:>8}"
+        print(f"{rates} {ratios} {r['edgekit_cpu_us']:>10.0f} and {r['aio_cpu_us']:.0f}")
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n")
 
