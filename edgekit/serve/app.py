@@ -206,7 +206,8 @@ class App:
 
         try:
             if model.worker.closed:  # replaced between the door's look-up and now
-                model = self.repository.find(model.name)
+                same = model.version in self.repository.versions(model.name)
+                model = self.repository.find(model.name, model.version if same else "")
             if request.shared:
                 self.memory.read_inputs(request)
             _prepare(model, request)
@@ -276,7 +277,7 @@ class App:
             try:
                 model.sequences.feed(sequence, turn, request.feed)
                 self._submit(model, request, done, post)
-            except (InputError, RequestError) as error:
+            except Exception as error:  # whatever it is, the next request of the sequence gets its turn
                 done(Outcome({}, error))
 
         if sequence.busy:
