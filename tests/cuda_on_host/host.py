@@ -135,14 +135,23 @@ def run_plan(
 
 
 def host_kernel(
-    source: str, entry: str, constants: Mapping[str, Scalar], *, file_name: str = "kernel.cu"
+    source: str,
+    entry: str,
+    constants: Mapping[str, Scalar],
+    *,
+    file_name: str = "kernel.cu",
+    portable: bool = False,
 ) -> HostKernel:
-    """Compile `source` for this machine; the same source and constants are compiled once, and kept between runs."""
-    return _kernel(source, entry, tuple((name, macro_text(value)) for name, value in constants.items()), file_name)
+    """Compile `source` for this machine; the same source and constants are compiled once, and kept between runs.
+
+    `portable` switches threads as processors other than x86-64 do it: slower.
+    """
+    macros = tuple((name, macro_text(value)) for name, value in constants.items())
+    return _kernel(source, entry, macros, file_name, portable)
 
 
 @cache
-def _kernel(source: str, entry: str, macros: tuple[tuple[str, str], ...], file_name: str) -> HostKernel:
+def _kernel(source: str, entry: str, macros: tuple[tuple[str, str], ...], file_name: str, portable: bool) -> HostKernel:
     defines = "".join(f"#define {name} {value}\n" for name, value in macros)
     text = (
         f'#include "cuda_on_host.h"\n{defines}#line 1 "{file_name}"\n{source}\n#line 1 "entry"\nextern "C" '
@@ -150,10 +159,10 @@ def _kernel(source: str, entry: str, macros: tuple[tuple[str, str], ...], file_n
         f"void cuda_on_host_entry(void** arguments) {{ cuda_on_host::call(&{entry}, arguments); }}\n"
     )
     own = "".join((HERE / name).read_text() for name in ("cuda_on_host.h", "state.h", "memory.cpp", "scheduler.cpp"))
-    parts = [text, own, *device_headers().values(), repr((CHECKED, COMMON))]
+    parts = [text, own, *device_headers().values(), repr((CHECKED, COMMON, portable))]
     path = _folder() / f"{hashlib.sha256(''.join(parts).encode()).hexdigest()[:24]}.so"
     if not path.exists():
-        objects = [_object(name, own) for name in ("memory", "scheduler")]
+        objects = [_object(name, own, portable) for name in ("memory", "scheduler")]
         with tempfile.TemporaryDirectory(dir=_folder()) as folder:
             for name, header in device_headers().items():
                 (Path(folder) / name).write_text(header)
@@ -183,12 +192,12 @@ def _apart(assembly: str) -> str:
 
 
 @cache
-def _object(name: str, own: str) -> Path:
-    path = _folder() / f"{name}-{hashlib.sha256(own.encode()).hexdigest()[:24]}.o"
+def _object(name: str, own: str, portable: bool) -> Path:
+    path = _folder() / f"{name}{'-portable' * portable}-{hashlib.sha256(own.encode()).hexdigest()[:24]}.o"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=_folder()) as folder:
             made = Path(folder) / "made.o"
-            options = [option for option in COMMON if option not in ("-shared", "-w")]
+            options = [option for option in COMMON if option not in ("-shared", "-w")] + ["-DPORTABLE"] * portable
             _compile(*options, "-O2", "-Wall", "-c", str(HERE / f"{name}.cpp"), "-o", str(made))
             os.replace(made, path)
     return path

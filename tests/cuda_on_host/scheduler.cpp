@@ -5,7 +5,10 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#if !defined(__x86_64__)
+#if !defined(__x86_64__) && !defined(PORTABLE)
+#define PORTABLE
+#endif
+#if defined(PORTABLE)
 #include <ucontext.h>
 #endif
 
@@ -17,7 +20,7 @@
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-#if defined(__x86_64__)
+#if !defined(PORTABLE)
 // Saves the callee's registers and the stack pointer, and takes up another stack: far quicker than swapcontext, which
 // asks the kernel about signals each time.
 extern "C" void cuda_on_host_switch(void** save, void* load);
@@ -61,7 +64,7 @@ struct Fiber {
     unsigned mask;
     std::uint64_t value;
     int argument, width;
-#if defined(__x86_64__)
+#if !defined(PORTABLE)
     void* context;
 #else
     ucontext_t context;
@@ -71,7 +74,7 @@ struct Fiber {
 std::vector<Fiber> fibers;
 std::vector<std::uint32_t> warp_epochs;
 char* stacks = nullptr;
-#if defined(__x86_64__)
+#if !defined(PORTABLE)
 void* scheduler_context = nullptr;
 #else
 ucontext_t scheduler_context;
@@ -91,7 +94,7 @@ std::uint32_t random_below(std::uint32_t n) {
 }
 
 void leave() {  // from a fiber back to the scheduler
-#if defined(__x86_64__)
+#if !defined(PORTABLE)
     cuda_on_host_switch(&fibers[now.thread].context, scheduler_context);
 #else
     swapcontext(&fibers[now.thread].context, &scheduler_context);
@@ -110,7 +113,7 @@ char* stack_of(int thread) { return stacks + kStack * static_cast<std::size_t>(t
 void prepare(int thread) {
     Fiber& fiber = fibers[static_cast<std::size_t>(thread)];
     fiber.state = State::ready;
-#if defined(__x86_64__)
+#if !defined(PORTABLE)
     // Six registers, then the address to return to; at a function's entry the stack is 8 past a multiple of 16.
     auto* top = reinterpret_cast<void**>(stack_of(thread) + kStack) - 2;
     *top = reinterpret_cast<void*>(&fiber_main);
@@ -132,7 +135,7 @@ void resume(int thread) {
     now.warp_epoch = warp_epochs[t / kWarp];
     now.stack_begin = stack_of(thread);
     now.stack_end = now.stack_begin + kStack;
-#if defined(__x86_64__)
+#if !defined(PORTABLE)
     cuda_on_host_switch(&scheduler_context, fibers[t].context);
 #else
     swapcontext(&scheduler_context, &fibers[t].context);

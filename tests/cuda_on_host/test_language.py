@@ -114,6 +114,17 @@ def test_integers_are_rounded_to_even_and_saturated() -> None:
     assert z.tolist() == [0, 2, 0, 127, 128, 255, 0, 0, 255, 0, 254, 0]
 
 
+def test_other_processors_switch_threads_in_another_way() -> None:
+    source = (
+        'extern "C" __global__ void kernel(const float* x, float* y) {\n    __shared__ float held[96];\n'
+        "    held[threadIdx.x] = x[threadIdx.x];\n    __syncthreads();\n"
+        "    y[threadIdx.x] = held[95 - threadIdx.x] + __shfl_xor_sync(0xffffffffu, x[threadIdx.x], 1);\n}\n"
+    )
+    x, y = np.arange(96, dtype=np.float32), np.zeros(96, np.float32)
+    host_kernel(source, "kernel", {}, portable=True).run({"x": x}, {"y": y}, block=(96, 1, 1))
+    np.testing.assert_array_equal(y, x[::-1] + (np.arange(96) ^ 1))
+
+
 def test_threads_run_in_another_order_with_another_seed() -> None:
     source = (
         'extern "C" __global__ void kernel(int* order) {\n    __shared__ int next; if (threadIdx.x == 0) next = 0;\n'
