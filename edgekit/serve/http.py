@@ -35,7 +35,7 @@ _SINGLE = frozenset(
         b"transfer-encoding",
     )
 )
-_USED = _SINGLE | {b"accept-encoding", b"content-type"}
+_USED = _SINGLE | {b"accept-encoding", b"content-type", b"x-request-id"}
 
 GONE_S = 0.25
 """A client that closed its sending side is taken for gone if its request still waits for its turn after so long."""

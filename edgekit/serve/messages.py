@@ -69,7 +69,7 @@ class InferRequest:
     """One inference: tensors by name and what to send back.
 
     `outputs` empty means all, raw if `binary`. `shared` are inputs that are still to be read from shared memory.
-    A run that has not begun `timeout_s` after the request came is given up.
+    A run that has not begun `timeout_s` after the request came is given up. `tag` names it in logs if `id` does not.
     """
 
     feed: Tensors
@@ -79,6 +79,7 @@ class InferRequest:
     parameters: dict[str, Any] = field(default_factory=dict)
     shared: dict[str, SharedInput] = field(default_factory=dict)
     timeout_s: float | None = None
+    tag: str = ""
 
 
 @dataclass(slots=True)  # not frozen, which would triple the time to make one

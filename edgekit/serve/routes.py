@@ -175,6 +175,9 @@ class Routes:
 
         def start(body: bytes) -> None:
             inference = model.reader.read(body, header_length)
+            tag = headers.get(b"x-request-id")
+            if tag is not None:
+                inference.tag = tag.decode("latin-1")
             arrived_ns = request.arrived_ns or time.perf_counter_ns()
             request.cancel = self._app.infer(model, inference, answer, self._post, arrived_ns)
 

@@ -117,7 +117,7 @@ class TraceSettings:
             "id": self._next_id,
             "model_name": model.name,
             "model_version": model.version,
-            "request_id": request.id,
+            "request_id": _name_of(request),
             "rows_in_run": outcome.rows or model.rows_of(request.feed),
             "timestamps": [{"name": name, "ns": ns} for name, ns in times.items()],
         }
@@ -187,7 +187,7 @@ class LogSettings:
     def answered(self, model: Model, request: InferRequest, outcome: Outcome, total_ns: int) -> None:
         """Log an answered request."""
         fields = {
-            "request_id": request.id,
+            "request_id": _name_of(request),
             "model": model.name,
             "version": model.version,
             "status": 200,
@@ -201,7 +201,7 @@ class LogSettings:
     def failed(self, model: Model, request: InferRequest, error: Exception, total_ns: int) -> None:
         """Log a request that was answered with an error."""
         fields = {
-            "request_id": request.id,
+            "request_id": _name_of(request),
             "model": model.name,
             "version": model.version,
             "error": str(error)[:300],
@@ -228,8 +228,14 @@ class JsonFormatter(logging.Formatter):
         return msgspec.json.encode(document).decode()
 
 
+def _name_of(request: InferRequest) -> str:
+    return (request.id or request.tag)[:128]
+
+
 def _words(fields: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in fields.items() if value != "")
+    """One line, whatever clients put into their names."""
+    text = " ".join(f"{name}={value}" for name, value in fields.items() if value != "")
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def _level(value: Any) -> str:

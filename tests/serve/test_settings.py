@@ -115,6 +115,19 @@ def test_log_lines_are_json_with_the_request_s_id(tmp_path: Path) -> None:
     assert bad["level"] == "warning"
 
 
+def test_a_log_line_in_text_is_one_line_with_the_client_s_own_name(tmp_path: Path) -> None:
+    package = tiny_package(tmp_path / "tiny.edge").path
+    body = json.dumps({**json.loads(BODY), "id": "a\nWARNING: false"}).encode()
+    nameless = json.dumps({**json.loads(BODY), "id": ""}).encode()
+    with served(package, options=("--log-requests", "--grpc-port", "off")) as running, Client(running.url) as client:
+        client.ask("POST", INFER, body)
+        client.ask("POST", INFER, nameless, {"X-Request-Id": "from-the-proxy"})
+        running.process.terminate()
+        assert running.process.stderr is not None
+        lines = [line for line in running.process.stderr.read().splitlines() if "model=tiny" in line]
+    assert [line.split()[1] for line in lines] == ["request_id=a\\x0aWARNING:", "request_id=from-the-proxy"]
+
+
 def test_a_record_with_a_traceback_is_one_line() -> None:
     try:
         raise ValueError("two\nlines")
