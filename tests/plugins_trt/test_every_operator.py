@@ -31,9 +31,9 @@ SHARED_LIMIT = 48 * 1024
 @pytest.mark.parametrize("sm", TARGETS)
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_it_compiles_for_every_target_without_spills(operator: Operator, sm: int) -> None:
-    # Every example on one target, every tactic on three; elsewhere what is most likely to be chosen: this stays quick.
-    for call in operator.examples() if sm == 87 else operator.examples()[:1]:
-        for tactic in operator.tactics(call, sm)[: None if sm in (80, 87, 120) else 1]:
+    # Every example, and every tactic of the first, on one target; elsewhere what is most likely to be chosen.
+    for index, call in enumerate(operator.examples() if sm == 87 else operator.examples()[:1]):
+        for tactic in operator.tactics(call, sm)[: None if sm == 87 and index == 0 else 1]:
             plan = operator.plan(call, tactic=tactic, sm=sm)
             kernel = compiled_kernel(operator, plan, sm=sm)
             assert not kernel.resources.spills, (tactic, kernel.resources)
