@@ -41,9 +41,10 @@ print("followed", report.occupancy.fraction)
 
 
 def block(language: str) -> str:
-    """The text of the one block of that language."""
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    return str(found)
+    """The text of the blocks of that language."""
+    found = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    assert found
+    return "".join(found)
 
 
 def test_the_operator_of_the_walk_through_works(tmp_path: Path) -> None:
