@@ -11,7 +11,7 @@ from plugins_trt import ENTRY_POINTS
 from plugins_trt.errors import PluginError
 from plugins_trt.operator import Operator
 
-MODULES = ("decode_nms", "group_norm_silu", "layer_norm_residual", "letterbox_normalize", "lstm")
+MODULES = ("decode_nms", "group_norm_silu", "layer_norm_residual", "letterbox_normalize", "lstm", "roi_align")
 """The modules of this package that hold operators; each has a tuple OPERATORS."""
 
 
