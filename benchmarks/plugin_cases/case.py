@@ -32,7 +32,8 @@ class Case:
 
     `ours(torch, kernel, tensors)` makes the function that is timed for us, `rivals(torch, tensors)` the other ways, by
     name; `tensors` are `operator.sample(call)` on the GPU. `extra` is the cost of what `ours` does beside the kernel.
-    `asked` names a rival and how many times as fast we should be at least; `asked_share` is a share of the limit.
+    `asked` names a rival and how many times as fast we should be at least; `asked_share` is a share of the limit,
+    `asked_s` a time.
     """
 
     operator: Operator
@@ -43,6 +44,7 @@ class Case:
     extra: Cost = field(default_factory=lambda: Cost(0, 0, 0))
     asked: tuple[str, float] | None = None
     asked_share: float | None = None
+    asked_s: float | None = None
 
     @property
     def cost(self) -> Cost:
