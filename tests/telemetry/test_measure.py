@@ -121,8 +121,8 @@ def test_a_board_is_measured_by_its_rail(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_while_idle_is_measured_leaves_no_thread() -> None:
-    threads = threading.active_count()
-    threading.Timer(0.8, lambda: signal.raise_signal(signal.SIGINT)).start()
+    threads, main = threading.active_count(), threading.get_ident()
+    threading.Timer(0.8, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt), measure_energy(sensors=Found((Clock(),)), idle_s=30):
         pass
     deadline = time.monotonic() + 5
