@@ -1,16 +1,18 @@
 """How fast a package's variants are on this machine, and what an inference costs in joules."""
 
-from edgekit.bench.report import BatchPoint, BenchReport, Joules, Machine, VariantBench
+from edgekit.bench.report import BatchPoint, BenchReport, Correctness, Joules, Machine, Trial, VariantBench
 from edgekit.bench.runner import bench
 from edgekit.bench.stats import Latency, SpeedUp, percentile, speedup_of, steady_after
 
 __all__ = [
     "BatchPoint",
     "BenchReport",
+    "Correctness",
     "Joules",
     "Latency",
     "Machine",
     "SpeedUp",
+    "Trial",
     "VariantBench",
     "bench",
     "percentile",

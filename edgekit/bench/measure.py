@@ -64,14 +64,17 @@ def warm_up(contender: Contender, *, limit_s: float) -> WarmUp:
             return WarmUp(len(values), duration_s, False)
 
 
-def interleaved(contenders: Sequence[Contender], *, seconds: float) -> list[list[list[float]]]:
+def interleaved(
+    contenders: Sequence[Contender], *, seconds: float, rounds: int | None = None
+) -> list[list[list[float]]]:
     """`result[contender][round]` is a list of latencies, about `seconds` for each contender in all.
 
+    `rounds` None: as many as the time allows, within 4 to 12.
     In each round all contenders run one after the other; every other round goes backwards, so that a machine that
     slows down over the run favours nobody.
     """
     slowest_s = max(c.call() for c in contenders)
-    rounds = int(min(MOST_ROUNDS, max(FEWEST_ROUNDS, seconds / max(0.05, 3 * slowest_s))))
+    rounds = rounds or int(min(MOST_ROUNDS, max(FEWEST_ROUNDS, seconds / max(0.05, 3 * slowest_s))))
     result: list[list[list[float]]] = [[] for _ in contenders]
     for number in range(rounds):
         order = range(len(contenders))

@@ -17,8 +17,20 @@ class BatchPoint(msgspec.Struct, frozen=True, kw_only=True):
     calls: int
 
 
+class EnergyTrial(msgspec.Struct, frozen=True, kw_only=True):
+    """One window of one sensor."""
+
+    joules_per_inference: float
+    uncertainty_j: float
+
+
 class Joules(msgspec.Struct, frozen=True, kw_only=True):
-    """Energy of one inference (one call at the latency's batch) by one sensor, everything the scope covers included."""
+    """Energy of one inference (one call at the latency's batch) by one sensor, everything the scope covers included.
+
+    `power_w` is the mean while the model runs, `idle_w` with it loaded and nothing running, `active_w` and `active_j`
+    the difference, in watts and joules an inference; None without `--energy`. `joules_per_correct` is the energy of one
+    right prediction. Uncertainties hold in 95 % of cases and leave out an error of the sensor's own scale.
+    """
 
     joules_per_inference: float
     uncertainty_j: float
@@ -27,13 +39,41 @@ class Joules(msgspec.Struct, frozen=True, kw_only=True):
     scope: str
     inferences: int
     duration_s: float
+    idle_w: float | None = None
+    active_w: float | None = None
+    active_j: float | None = None
+    active_uncertainty_j: float | None = None
+    joules_per_correct: float | None = None
+    correct_uncertainty_j: float | None = None
+    trials: tuple[EnergyTrial, ...] = ()
+
+
+class Correctness(msgspec.Struct, frozen=True, kw_only=True):
+    """The share of right predictions: the metric's name, its value, on how many samples, and where it was measured."""
+
+    metric: str
+    share: float
+    samples: int
+    origin: str
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """One round of one variant: its latencies in seconds, and the samples it ran a second at the latency's batch."""
+
+    calls: int
+    p50_s: float
+    p90_s: float
+    p99_s: float
+    mean_s: float
+    samples_per_s: float
 
 
 class VariantBench(msgspec.Struct, frozen=True, kw_only=True):
     """One variant. `energy` is empty where nothing measured it, and `energy_reason` says why.
 
-    `latency` is at the report's batch; `throughput` is the best point of `sweep`; `steady` tells whether warm-up
-    ended in steady state.
+    `latency` is at the report's batch, `trials` its rounds; `throughput` is the best point of `sweep`; `steady` tells
+    whether warm-up ended in steady state. `correct` is None where the share of right predictions is not known, and
+    `correct_reason` says why; both are None where it was not asked for.
     """
 
     id: str
@@ -48,15 +88,19 @@ class VariantBench(msgspec.Struct, frozen=True, kw_only=True):
     sweep: tuple[BatchPoint, ...]
     energy: tuple[Joules, ...] = ()
     energy_reason: str | None = None
+    correct: Correctness | None = None
+    correct_reason: str | None = None
+    trials: tuple[Trial, ...] = ()
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """Where it was measured."""
+    """Where it was measured. `power_mode` is a Jetson's, empty elsewhere."""
 
     cpu: str
     architecture: str
     cores: int
     system: str
+    power_mode: str = ""
 
 
 class BenchReport(msgspec.Struct, frozen=True, kw_only=True):

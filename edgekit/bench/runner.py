@@ -8,24 +8,30 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from edgekit import __version__
+from edgekit.bench.correct import correctness_of, with_correct
 from edgekit.bench.inputs import Inputs, bench_inputs
-from edgekit.bench.joules import joules_of, sensors_for
+from edgekit.bench.joules import LONG_S, joules_of
 from edgekit.bench.measure import Contender, WarmUp, interleaved, warm_up
-from edgekit.bench.report import BatchPoint, BenchReport, Joules, Machine, VariantBench
+from edgekit.bench.report import BatchPoint, BenchReport, Correctness, Joules, Machine, Trial, VariantBench
 from edgekit.bench.stages import BEST, whole_variants
 from edgekit.bench.stats import FEWEST, latency_of, speedup_of
 from edgekit.errors import BackendError, UsageError
 from edgekit.manifest import Variant
 from edgekit.package import Package
+from edgekit.recipe import ModelSpec
 from edgekit.runtime.ort import physical_cores
 from edgekit.runtime.placed import open_placed
 from edgekit.runtime.select import not_runnable, open_session, runnable
 from edgekit.runtime.session import Session
 from edgekit.telemetry import Found, find_sensors
 from edgekit.telemetry.machine import cpu, system
+from edgekit.telemetry.power_mode import read_power_modes
 
 SWEEP = (1, 2, 4, 8, 16, 32, 64)
 FEW_CALLS = 100
+ENERGY_TRIALS = 3
+FEW_INFERENCES = 32
+"""Below this the energy of an inference may be off by more than is said (Yang et al., SC'24)."""
 _SWEEP_ROUNDS = 2
 
 
@@ -38,6 +44,10 @@ def bench(
     seconds: float = 3.0,
     sweep: Sequence[int] = SWEEP,
     sizes: Mapping[str, int] | None = None,
+    trials: int | None = None,
+    energy: bool = False,
+    recipe: ModelSpec | None = None,
+    metric_samples: int = 2000,
     sensors: Found | None = None,
     device: str | None = None,
     say: Callable[[str], None] = lambda _text: None,
@@ -45,16 +55,18 @@ def bench(
     """Measure latency at `batch`, throughput over `sweep`, and energy, of every variant that this machine can run.
 
     `seconds` is spent on each variant for latency and about as much for throughput. `threads` None means one a
-    physical core, `sensors` None those of this machine, `device` None the best for each variant. `say` hears what is
-    being done. The package is only read. A package of stages is measured as a whole, in every form that all stages have
-    and with the best variant of each.
+    physical core, `sensors` None those of this machine, `device` None the best for each variant, `trials` None as many
+    rounds as the time allows. With `energy` several longer windows are measured, idle before them, and the energy of a
+    right prediction, the share of which is measured with `recipe` (on up to `metric_samples` samples) or taken from the
+    manifest. `say` hears what is being done. The package is only read. A package of stages is measured as a whole, in
+    every form that all stages have and with the best variant of each.
 
     Raises:
         UsageError: an unknown variant, nothing to run, or numbers that make no sense.
         IntegrityError: a file of the package changed.
         BackendError: a variant cannot run its inputs.
     """
-    _check_numbers(batch=batch, threads=threads, seconds=seconds, sweep=sweep)
+    _check_numbers(batch=batch, threads=threads, seconds=seconds, sweep=sweep, trials=trials)
     inputs = bench_inputs(package, sizes)
     if not inputs.dynamic and batch != 1:
         raise UsageError(f"'{package.path.name}' has a fixed batch; it cannot be measured at batch {batch}.")
@@ -69,10 +81,18 @@ def bench(
         say(f"warm-up: {', '.join(v.id for v in chosen)}")
         warm = [warm_up(c, limit_s=max(0.2, seconds / 2)) for c in contenders]
         say(f"latency at batch {batch}, variants in turns")
-        rounds = interleaved(contenders, seconds=seconds)
+        rounds = interleaved(contenders, seconds=seconds, rounds=trials)
         swept, notes = _sweep(contenders, inputs, sweep if inputs.dynamic else (1,), seconds=seconds, say=say)
         found = find_sensors() if sensors is None else sensors
-        energy = [_energy(c, found, seconds=seconds, say=say) for c in contenders]
+        span_s, windows = (max(LONG_S, seconds), trials or ENERGY_TRIALS) if energy else (seconds, 1)
+        joules = joules_of(contenders, found, seconds=span_s, trials=windows, idle=energy, say=say)
+        correct: list[Correctness | str | None] = [None] * len(chosen)
+        if energy:
+            correct = [_correct(package, v, c, recipe, metric_samples, say) for v, c in zip(chosen, contenders)]
+            joules = [
+                (_per_correct(j, right, contenders[i]), reason)
+                for i, ((j, reason), right) in enumerate(zip(joules, correct))
+            ]
     reference = next((i for i, v in enumerate(chosen) if v.id == first), 0)
     results = tuple(
         VariantBench(
@@ -86,23 +106,20 @@ def bench(
             steady=warm[i].steady,
             throughput=max(swept[i], key=lambda p: p.samples_per_s),
             sweep=tuple(swept[i]),
-            energy=energy[i][0],
-            energy_reason=energy[i][1] or None,
+            energy=joules[i][0],
+            energy_reason=joules[i][1] or None,
+            correct=right if isinstance(right := correct[i], Correctness) else None,
+            correct_reason=right if isinstance(right, str) else None,
+            trials=tuple(_trial(part, batch) for part in rounds[i]),
         )
         for i, variant in enumerate(chosen)
     )
-    processor = cpu()
     return BenchReport(
         edgekit=__version__,
         package=package.path.name,
         package_digest=package.manifest.digest,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        machine=Machine(
-            cpu=processor.model,
-            architecture=processor.architecture,
-            cores=int(processor.usable) or 1,
-            system=system(Path("/")),
-        ),
+        machine=this_machine(),
         batch=batch,
         threads=used_threads,
         inputs=inputs.source,
@@ -114,11 +131,15 @@ def bench(
     )
 
 
-def _check_numbers(*, batch: int, threads: int | None, seconds: float, sweep: Sequence[int]) -> None:
+def _check_numbers(
+    *, batch: int, threads: int | None, seconds: float, sweep: Sequence[int], trials: int | None
+) -> None:
     if batch < 1 or any(b < 1 for b in sweep) or not sweep:
         raise UsageError("Batch sizes must be 1 or more.")
     if threads is not None and threads < 1:
         raise UsageError(f"--threads must be 1 or more, got {threads}.")
+    if trials is not None and trials < 1:
+        raise UsageError(f"--trials must be 1 or more, got {trials}.")
     if not 0 < seconds < 1e5:
         raise UsageError(f"--seconds must be positive, got {seconds:g}.")
 
@@ -186,14 +207,51 @@ def _sweep(
     return points, notes
 
 
-def _energy(
-    contender: Contender, sensors: Found, *, seconds: float, say: Callable[[str], None]
-) -> tuple[tuple[Joules, ...], str]:
-    fitting, reason = sensors_for(contender.session.device, sensors)
-    if not fitting:
-        return (), reason
-    say(f"energy of {contender.variant}")
-    return joules_of(contender, fitting, seconds=seconds)
+def this_machine() -> Machine:
+    """What figures depend on: the processor, the system, and a Jetson's power mode."""
+    processor = cpu()
+    modes = read_power_modes()
+    return Machine(
+        cpu=processor.model,
+        architecture=processor.architecture,
+        cores=int(processor.usable) or 1,
+        system=system(Path("/")),
+        power_mode=modes.current.name if modes is not None and modes.current is not None else "",
+    )
+
+
+def _trial(values_s: Sequence[float], batch: int) -> Trial:
+    latency = latency_of(values_s)
+    return Trial(
+        calls=latency.calls,
+        p50_s=latency.p50_s,
+        p90_s=latency.p90_s,
+        p99_s=latency.p99_s,
+        mean_s=latency.mean_s,
+        samples_per_s=batch / latency.mean_s,
+    )
+
+
+def _correct(
+    package: Package,
+    variant: Variant,
+    contender: Contender,
+    recipe: ModelSpec | None,
+    samples: int,
+    say: Callable[[str], None],
+) -> Correctness | str:
+    if recipe is not None:
+        say(f"accuracy of {variant.id}")
+    return correctness_of(package, variant, contender.session, recipe, samples)
+
+
+def _per_correct(
+    figures: tuple[Joules, ...], right: Correctness | str | None, contender: Contender
+) -> tuple[Joules, ...]:
+    if not isinstance(right, Correctness) or not figures:
+        return figures
+    scores = contender.session.run(contender.feeds[0])[contender.session.outputs[0].name]
+    return tuple(with_correct(j, right, scores.shape[0] if scores.ndim else 1) for j in figures)
 
 
 def _notes(results: Sequence[VariantBench], inputs: Inputs, warm: Sequence[WarmUp]) -> list[str]:
@@ -208,4 +266,7 @@ def _notes(results: Sequence[VariantBench], inputs: Inputs, warm: Sequence[WarmU
     few = [f"{r.id} ({r.latency.calls})" for r in results if r.latency.calls < FEW_CALLS]
     if few:
         notes.append(f"fewer than {FEW_CALLS} calls: {', '.join(few)}; p99 is close to the maximum, raise --seconds")
+    hasty = [r.id for r in results if any(j.inferences < FEW_INFERENCES for j in r.energy)]
+    if hasty:
+        notes.append(f"energy of {', '.join(hasty)}: fewer than {FEW_INFERENCES} inferences, raise --seconds")
     return notes

@@ -39,4 +39,4 @@ def whole_variants(package: Package, wanted: Sequence[str] | None, device: str |
 def _summed(name: str, parts: Sequence[Variant]) -> Variant:
     precisions = list(dict.fromkeys(v.precision for v in parts))
     total = sum(v.bytes for v in parts)
-    return msgspec.structs.replace(parts[0], id=name, precision=" + ".join(precisions), bytes=total)
+    return msgspec.structs.replace(parts[0], id=name, precision=" + ".join(precisions), bytes=total, accuracy=None)

@@ -6,22 +6,27 @@ reports/bench.json and reports/bench.png into the package.
 
   edgekit bench resnet.edge
   edgekit bench resnet.edge --variant fp32 --variant int8 --threads 1 --seconds 10
+  edgekit bench resnet.edge --energy --recipe resnet.py
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
-from edgekit.bench import BenchReport, VariantBench, bench
+from edgekit.bench import BenchReport, bench
 from edgekit.bench.plot import png_of
 from edgekit.bench.runner import SWEEP
-from edgekit.cli.output import note, print_json, print_table, print_text
+from edgekit.cli.bench_view import print_report
+from edgekit.cli.output import note, print_json
 from edgekit.errors import EdgekitError, MissingDependencyError, StorageError, UsageError
 from edgekit.package import Package
+from edgekit.recipe import spec_from_recipe
 from edgekit.runtime.devices import one_device
+from edgekit.telemetry import find_sensors
 
 QUICK_SECONDS, QUICK_SWEEP = 0.4, (1, 8, 32)
 
@@ -42,12 +47,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", action="append", default=[], metavar="NAME=N", help="size of a free dimension; the inputs are random"
     )
+    parser.add_argument("--trials", type=int, metavar="N", help="rounds in which the variants take turns")
+    energy = parser.add_argument_group("energy", "see docs/energy.md")
+    energy.add_argument(
+        "--energy", action="store_true", help="longer windows, idle and active watts, joules per correct prediction"
+    )
+    energy.add_argument("--recipe", metavar="FILE.py", help="measure the share of right answers (the file is executed)")
+    energy.add_argument(
+        "--metric-samples", type=int, default=2000, metavar="N", help="at most N samples for that (default 2000)"
+    )
+    energy.add_argument(
+        "--root", type=Path, default=Path("/"), metavar="DIR", help="where the machine's /sys and /proc are mounted"
+    )
     parser.add_argument("--no-plot", action="store_true", help="do not draw reports/bench.png")
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out `edgekit bench`; returns 1 if the reports could not be written."""
     package = Package.open(args.package)
+    _check(args)
     seconds = args.seconds if args.seconds is not None else QUICK_SECONDS if args.quick else 3.0
     report = bench(
         package,
@@ -57,6 +75,11 @@ def run(args: argparse.Namespace) -> int:
         seconds=seconds,
         sweep=QUICK_SWEEP if args.quick else SWEEP,
         sizes=_sizes(args.size),
+        trials=args.trials,
+        energy=args.energy,
+        recipe=spec_from_recipe(args.recipe) if args.recipe else None,
+        metric_samples=args.metric_samples,
+        sensors=find_sensors(args.root),
         device=one_device(args.device, command="bench"),
         say=note,
     )
@@ -64,8 +87,17 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(report)
     else:
-        _print(report)
+        print_report(report, energy=args.energy)
     return code
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.recipe and not args.energy:
+        raise UsageError("--recipe tells the share of right answers, which --energy uses. Add --energy.")
+    if args.metric_samples < 1:
+        raise UsageError(f"--metric-samples must be 1 or more, got {args.metric_samples}.")
+    if not args.root.is_dir():
+        raise UsageError(f"--root {args.root} is not a folder; expected the root of a file tree.")
 
 
 def _sizes(given: Sequence[str]) -> dict[str, int]:
@@ -93,45 +125,3 @@ def _write(package: Package, report: BenchReport, *, plot: bool) -> int:
         return EdgekitError.exit_code
     note(f"wrote {', '.join(str(p) for p in written)}")
     return 0
-
-
-def _print(report: BenchReport) -> None:
-    energy = any(v.energy for v in report.variants)
-    columns = ["variant", "p50 ms>", "p90 ms>", "p99 ms>", "max ms>", "calls>", "speed-up>", "samples/s>", "at batch>"]
-    columns += ["mJ/inference>"] if energy else []
-    rows = [_row(v, report, energy) for v in report.variants]
-    print_table(columns, rows)
-    threads = f"{report.threads} thread{'s' if report.threads > 1 else ''}"
-    print_text(
-        f"\nlatency at batch {report.batch}, {threads}, {report.inputs}; {report.machine.cpu}, "
-        f"{report.variants[0].device.partition(',')[0]}"
-    )
-    print_text(f"speed-up over {report.reference}: median of rounds measured side by side (quartiles)")
-    print_text(_energy_line(report))
-    for variant, reason in report.skipped.items():
-        print_text(f"skipped {variant}: {reason}")
-    for text in report.notes:
-        print_text(f"note: {text}")
-
-
-def _row(v: VariantBench, report: BenchReport, energy: bool) -> list[object]:
-    times = [_short(1e3 * s) for s in (v.latency.p50_s, v.latency.p90_s, v.latency.p99_s, v.latency.max_s)]
-    own = v.id == report.reference
-    speed = "1" if own else f"{v.speedup.ratio:.2f} ({v.speedup.low:.2f} to {v.speedup.high:.2f})"
-    row: list[object] = [v.id, *times, v.latency.calls, speed, _short(v.throughput.samples_per_s), v.throughput.batch]
-    if energy:
-        first = v.energy[0] if v.energy else None
-        row.append(f"{1e3 * first.joules_per_inference:.3g} ± {1e3 * first.uncertainty_j:.1g}" if first else None)
-    return row
-
-
-def _short(value: float) -> str:
-    """Three digits, and all digits of large numbers."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _energy_line(report: BenchReport) -> str:
-    measured = [j for v in report.variants for j in v.energy]
-    if measured:
-        return f"energy: {measured[0].scope}, by {measured[0].source}, idle power included"
-    return f"energy: not measured. {report.variants[0].energy_reason}"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.bench import percentile, speedup_of, steady_after
-from edgekit.bench.stats import latency_of
+from edgekit.bench.stats import latency_of, student_t95
 from edgekit.errors import UsageError
 
 
@@ -86,3 +86,8 @@ def test_the_spread_of_a_ratio_shows_disagreement() -> None:
 def test_ratios_need_the_same_rounds() -> None:
     with pytest.raises(UsageError, match="same rounds"):
         speedup_of([[1.0]], [])
+
+
+@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (2, 4.303), (10, 2.228), (11, 2.201), (30, 2.042)])
+def test_students_t_is_that_of_the_tables(freedom: int, expected: float) -> None:
+    assert student_t95(freedom) == pytest.approx(expected, abs=2e-3)

@@ -11,6 +11,7 @@ import pytest
 
 from edgekit.cli.main import main
 from edgekit.package import Package
+from tests.telemetry import boards
 
 
 def test_a_table_with_conditions_and_both_reports(tiny: Package, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,6 +50,10 @@ def test_json_is_one_document_on_stdout(tiny: Package, capsys: pytest.CaptureFix
         (["{package}", "--size", "height"], 2, "expected NAME=N"),
         (["{package}", "--size", "height=9"], 2, "free dimensions are batch"),
         (["{package}", "--batch", "0"], 2, "1 or more"),
+        (["{package}", "--trials", "0"], 2, "--trials must be 1 or more"),
+        (["{package}", "--recipe", "tiny.py"], 2, "Add --energy"),
+        (["{package}", "--energy", "--root", "absent"], 2, "is not a folder"),
+        (["{package}", "--energy", "--metric-samples", "0"], 2, "1 or more"),
     ],
 )
 def test_misuse_is_one_sentence(
@@ -95,6 +100,37 @@ def test_interrupting_leaves_the_package_as_it_was(tiny: Package) -> None:
     assert out == ""
     assert "interrupted" in err
     assert sorted(os.listdir(tiny.path)) == before
+
+
+def test_energy_of_a_board_with_a_rail(digits: Package, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A built tree of an Orin Nano: its rail stands still at 9.25 W."""
+    root = boards.orin_nano(tmp_path / "orin")
+    arguments = ["--energy", "--root", str(root), "--seconds", "0.1", "--no-plot", "--variant", "int8", "--quick"]
+    assert main(["bench", str(digits.path), *arguments, "--json"]) == 0
+    (variant,) = json.loads(capsys.readouterr().out)["variants"]
+    (energy,) = variant["energy"]
+    assert (energy["source"], energy["scope"]) == ("rail", "module rail VDD_IN")
+    assert energy["power_w"] == pytest.approx(9.25, abs=0.01)
+    assert energy["idle_w"] == pytest.approx(9.25, abs=0.01)
+    assert energy["joules_per_inference"] == pytest.approx(9.25 * energy["duration_s"] / energy["inferences"], rel=0.01)
+    share = variant["correct"]["share"]
+    assert 0.9 < share <= 1
+    assert energy["joules_per_correct"] == pytest.approx(energy["joules_per_inference"] / share)
+    assert energy["correct_uncertainty_j"] > energy["uncertainty_j"]
+    assert len(energy["trials"]) == 3
+
+
+def test_energy_without_a_sensor_is_null_with_a_sentence(
+    tiny: Package, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--energy", "--root", str(tmp_path), "--seconds", "0.05", "--no-plot", "--quick"]
+    assert main(["bench", str(tiny.path), *arguments]) == 0
+    out = capsys.readouterr().out
+    assert out.count("energy not measured: RAPL: this machine shows no") == 1
+    assert "no energy per correct prediction: the accuracy of 'fp32' was not measured" in out
+    document = json.loads((tiny.path / "reports" / "bench.json").read_text())
+    assert all(v["energy"] == [] and v["energy_reason"] for v in document["variants"])
+    assert all(v["correct"] is None and "--recipe tiny.py" in v["correct_reason"] for v in document["variants"])
 
 
 def test_help_explains(edgekit: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
