@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from plugins_trt import DOMAIN
-from plugins_trt.body import nodes_of, numpy_name
+from plugins_trt.body import nodes_of
 from plugins_trt.compile import compiled_kernel
-from plugins_trt.dims import Dim, Size
+from plugins_trt.dims import Size
 from plugins_trt.errors import PluginError, UnsupportedCallError
+from plugins_trt.fuse import Fusion, Graph, Left
 from plugins_trt.operator import Call, Operator, TensorType
 from plugins_trt.quick import ptx_target
 
@@ -42,11 +43,14 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Plugged:
-    """A model for TensorRT's parser, with what became of each node of the domain `edgekit`."""
+    """A model for TensorRT's parser, with what became of each node of the domain `edgekit`, of the standard nodes that
+    such nodes replaced, and of those that they could not replace."""
 
     model: onnx.ModelProto
     used: tuple[PluginUse, ...]
     refused: tuple[Refusal, ...]
+    fusions: tuple[Fusion, ...] = ()
+    left: tuple[Left, ...] = ()
 
     @property
     def digests(self) -> dict[str, str]:
@@ -54,11 +58,16 @@ class Plugged:
         return {f"{DOMAIN}::{use.operator}": use.digest for use in self.used}
 
 
-def with_plugins(model: onnx.ModelProto, operators: Mapping[str, Operator], *, sm: int) -> Plugged:
+def with_plugins(
+    model: onnx.ModelProto, operators: Mapping[str, Operator], *, sm: int, fuse: bool = False, compiles: bool = True
+) -> Plugged:
     """`model` with its `edgekit` nodes turned into plugins for compute capability `sm`, where their kernels can do it.
 
     A node becomes a plugin when its operator takes the inputs' types and the kernel compiles for the target; its
     function is dropped, since TensorRT's parser would prefer it. Every other node keeps a function.
+
+    With `fuse`, standard nodes that compute the same become plugins too (see `plugins_trt.fuse`), where the kernel can
+    do it; otherwise they stay. Without `compiles` the kernel is only planned, which needs no compiler.
 
     Raises:
         MissingLibraryError, UnsupportedTargetError: no kernel can be compiled here, or for this target.
@@ -67,8 +76,17 @@ def with_plugins(model: onnx.ModelProto, operators: Mapping[str, Operator], *, s
 
     out = onnx.ModelProto()
     out.CopyFrom(model)
-    types = _types(out)
-    target = ptx_target(sm)
+    target = ptx_target(sm) if compiles else sm
+
+    def check(operator: Operator, call: Call) -> None:
+        plan = operator.plan(call, tactic=operator.tactics(call, sm)[0], sm=sm)
+        if compiles:
+            compiled_kernel(operator, plan, sm=target)
+
+    graph = Graph(out, check=check)
+    if fuse:
+        graph.fuse(operators.values())
+    types = graph.types()
     used: list[PluginUse] = []
     refused: list[Refusal] = []
     for node in list(nodes_of(out.graph)):
@@ -77,8 +95,7 @@ def with_plugins(model: onnx.ModelProto, operators: Mapping[str, Operator], *, s
         operator = operators[node.op_type]
         try:
             call = call_of(operator, node, types)
-            plan = operator.plan(call, tactic=operator.tactics(call, sm)[0], sm=sm)
-            compiled_kernel(operator, plan, sm=target)
+            check(operator, call)
         except PluginError as error:
             refused.append(Refusal(node.name, operator.name, str(error)))
             node.op_type += BODY_SUFFIX
@@ -87,7 +104,9 @@ def with_plugins(model: onnx.ModelProto, operators: Mapping[str, Operator], *, s
             used.append(PluginUse(node.name, operator.name, inputs, operator.digest()))
             _select(node)
     _place_functions(out, {use.operator for use in used}, {refusal.operator for refusal in refused})
-    return Plugged(out, tuple(used), tuple(refused))
+    if used and not any(known.domain == DOMAIN for known in out.opset_import):
+        out.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+    return Plugged(out, tuple(used), tuple(refused), tuple(graph.fusions), tuple(graph.left))
 
 
 def call_of(operator: Operator, node: onnx.NodeProto, types: Mapping[str, TensorType]) -> Call:
@@ -112,25 +131,6 @@ def call_of(operator: Operator, node: onnx.NodeProto, types: Mapping[str, Tensor
             value = helper.get_attribute_value(attribute)
             attributes[attribute.name] = value.decode() if isinstance(value, bytes) else value
     return operator.call(*inputs, **attributes)
-
-
-def _types(model: onnx.ModelProto) -> dict[str, TensorType]:
-    """The type of every value whose dtype and rank are known; what is free in its shape is a Size."""
-    from onnx import shape_inference
-
-    found: dict[str, TensorType] = {}
-    graph = shape_inference.infer_shapes(model, data_prop=True).graph
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        tensor = value.type.tensor_type
-        dtype = numpy_name(tensor.elem_type)
-        if tensor.HasField("shape") and dtype:
-            sizes: list[Dim] = [d.dim_value if d.HasField("dim_value") else Size() for d in tensor.shape.dim]
-            found[value.name] = TensorType(dtype, tuple(sizes))
-    for weight in graph.initializer:
-        dtype = numpy_name(weight.data_type)
-        if dtype:
-            found[weight.name] = TensorType(dtype, tuple(weight.dims))
-    return found
 
 
 def _select(node: onnx.NodeProto) -> None:

@@ -57,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verbosity", choices=("detailed", "names", "none"), default="detailed", help="what the engine tells of itself"
     )
+    parser.add_argument(
+        "--no-plugins", action="store_true", help="leave every layer to TensorRT (edgekit plugins list)"
+    )
     parser.add_argument("--no-timing-cache", action="store_true", help="time every kernel again")
     parser.add_argument("--no-cache", action="store_true", help="build even if an equal engine is there")
 
@@ -123,7 +126,14 @@ def _plan(args: argparse.Namespace, package: Package, profiles: list[Profile]) -
     wanted = [resolve(name, this_gpu()) for name in dict.fromkeys(names)]
     found = []
     for prefix, own in _models(package):
-        outlooks = plan_package(own, wanted, variants=args.variant or (), profiles=profiles, jetpack=args.jetpack)
+        outlooks = plan_package(
+            own,
+            wanted,
+            variants=args.variant or (),
+            profiles=profiles,
+            jetpack=args.jetpack,
+            plugins=not args.no_plugins,
+        )
         found += [msgspec.structs.replace(o, variant=f"{prefix}{o.variant}") for o in outlooks]
     failing = broken(found)
     if args.json:
@@ -154,6 +164,7 @@ def _options(args: argparse.Namespace) -> BuildOptions:
         sparsity=args.sparsity,
         verbosity=args.verbosity,
         timing_cache=not args.no_timing_cache,
+        plugins=not args.no_plugins,
     )
 
 

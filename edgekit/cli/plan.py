@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from edgekit.cli.output import print_table, print_text
 from edgekit.engine.plan import Outlook
+from edgekit.engine.plugins import PluginOutlook
 
 
 def print_plan(outlooks: Sequence[Outlook], failing: Sequence[str], *, package: str) -> None:
@@ -16,6 +17,8 @@ def print_plan(outlooks: Sequence[Outlook], failing: Sequence[str], *, package: 
     for title, attribute in (("breaks", "problems"), ("note", "notes")):
         for text, whom in _once(outlooks, attribute).items():
             print_text(f"{title}: {text} [{_whom(whom, len(outlooks))}]")
+    for text, whom in _plugins(outlooks).items():
+        print_text(f"{text} [{_whom(whom, len(outlooks))}]")
     for text, whom in _once([o for o in outlooks if o.verdict != "breaks"], "portability").items():
         names = dict.fromkeys(o.target for o in whom)
         print_text(f"engines for {', '.join(names)} run on {text}")
@@ -28,6 +31,22 @@ def print_plan(outlooks: Sequence[Outlook], failing: Sequence[str], *, package: 
     place = "" if one.module == "tensorrt-rtx" else " on the device"
     name = one.target if one.module == "tensorrt-rtx" else "this"
     print_text(f"Compile{place} with: edgekit compile {package} --target {name}")
+
+
+def _plugins(outlooks: Sequence[Outlook]) -> dict[str, list[Outlook]]:
+    """A line for each operator of the plugins and what becomes of its layers, with whom it concerns."""
+    out: dict[str, list[Outlook]] = {}
+    for o in outlooks:
+        groups: dict[tuple[str, str, str], list[PluginOutlook]] = {}
+        for layer in o.plugins:
+            groups.setdefault((layer.operator, layer.how, layer.why), []).append(layer)
+        for (operator, how, why), layers in groups.items():
+            names = [layer.node for layer in layers if layer.node]
+            shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+            title = {"plugin": "plugin", "function body": "function body", "as it is": "no plugin"}[how]
+            text = f"{title}: {operator}{f' for {shown}' if shown else ''}{f': {why}' if why else ''}"
+            out.setdefault(text, []).append(o)
+    return out
 
 
 def _row(o: Outlook) -> list[object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from edgekit.engine.build import Built, Step, build_engine
 from edgekit.engine.conditions import conditions_resolved
 from edgekit.engine.inspect import EngineLayers, EngineSummary, intended_precisions, summary_of
 from edgekit.engine.options import BuildOptions, build_digest
+from edgekit.engine.plugins import plugged_for, register, sm_of
 from edgekit.engine.profiles import Profile
 from edgekit.engine.request import (
     check_machine,
@@ -52,7 +53,8 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True):
         reused: "" if it was built now, "package" or "cache" if an equal one was there.
         build_s: seconds that building took, now or when it was built.
         summary: counts over its layers; None where they are not known.
-        warnings: what the builder warned of.
+        plugins: the CUDA plugins inside ("edgekit::lstm").
+        warnings: what the builder warned of, and which layers could have been plugins and are not.
     """
 
     id: str
@@ -65,6 +67,7 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True):
     reused: str
     build_s: float
     summary: EngineSummary | None
+    plugins: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -76,6 +79,8 @@ class _Job:
     options: BuildOptions
     digest: str
     gpu: str
+    plugins: Mapping[str, str]
+    remarks: tuple[str, ...]
 
     @property
     def id(self) -> str:
@@ -131,7 +136,7 @@ def compile_package(
         check_target(target, wanted)
         check_machine(module, gpu, wanted)
         for source in fitting(sources, target, name=name, named=bool(variants), note=note):
-            job = _job(source, target, module, wanted, gpu)
+            job = _job(package, source, target, module, wanted, gpu)
             jobs.setdefault(job.id, (name, job))
     if not jobs:
         raise UsageError(f"No variant of '{package.path.name}' runs on {', '.join(targets)}. Name one with --variant.")
@@ -142,16 +147,21 @@ def compile_package(
         return writer.commit(), made
 
 
-def _job(source: Variant, target: Target, module: TrtModule, options: BuildOptions, gpu: Gpu | None) -> _Job:
+def _job(
+    package: Package, source: Variant, target: Target, module: TrtModule, options: BuildOptions, gpu: Gpu | None
+) -> _Job:
     own = "" if module.cross_compiles or gpu is None else gpu.name
+    options = options if module.has_quick_plugins else msgspec.structs.replace(options, plugins=True)
+    remarks: list[str] = []
+    plugins = _plugins(package, source, target, module, options, note=remarks.append)
     digest = build_digest(
         options,
         model=[source.sha256, *(d.sha256 for d in source.data)],
-        plugins=sorted(source.plugins),
+        plugins=sorted(plugins.items()),
         module=[module.kind, module.version],
         target=[target.sm, own],
     )
-    return _Job(source, target, module, options, digest, own)
+    return _Job(source, target, module, options, digest, own, plugins, tuple(remarks))
 
 
 def _make(
@@ -167,7 +177,7 @@ def _make(
         data, found, build_s, reused = kept[0], kept[1].found, kept[1].build_s, "cache"
     else:
         built, intended = _build(package, job, progress)
-        data, build_s, reused, warnings = built.data, built.build_s, "", built.warnings
+        data, build_s, reused, warnings = built.data, built.build_s, "", (*job.remarks, *built.warnings)
         found = EngineLayers(layers=built.layers, intended=intended)
         cache.keep_engine(job.digest, data, build_s=build_s, found=found)
         if built.timing_cache is not None:
@@ -180,7 +190,7 @@ def _make(
         precision=job.source.precision.removesuffix("-trt"),
         format=job.module.kind,
         target=f"sm{job.target.sm}-{job.module.tag}",
-        plugins=job.source.plugins,
+        plugins=tuple(sorted(job.plugins)),
         settings=_settings(package, name, job, build_s),
     )
     writer.put(variant)
@@ -200,12 +210,15 @@ def _build(package: Package, job: _Job, progress: Progress | None) -> tuple[Buil
             if changed:
                 path = Path(folder) / path.name
                 save_model(model, path)
+        if job.plugins:
+            register(job.module, sm=sm_of(job.target.sm, job.options))
         built = build_engine(
             path,
             module=job.module,
             sm=job.target.sm,
             options=job.options,
             name=job.source.id,
+            plugins=bool(job.plugins),
             timing_cache=cache.timing_cache(job.timing_key),
             on_step=on_step,
         )
@@ -214,10 +227,39 @@ def _build(package: Package, job: _Job, progress: Progress | None) -> tuple[Buil
 
 def _graph_for(model: onnx.ModelProto, job: _Job) -> tuple[onnx.ModelProto, bool]:
     """The graph that is built of a variant for a target, and whether it differs from the variant's own."""
+    model, resolved = _resolved(model, job.options)
+    if not job.plugins:
+        return model, resolved
+    made = plugged_for(model, job.module, sm=job.target.sm, options=job.options)
+    return (model, resolved) if made is None else (made.model, True)
+
+
+def _resolved(model: onnx.ModelProto, options: BuildOptions) -> tuple[onnx.ModelProto, bool]:
     if not available("onnxruntime"):
         return model, False
-    model, resolved = conditions_resolved(model, job.options.profiles)
+    model, resolved = conditions_resolved(model, options.profiles)
     return model, resolved > 0
+
+
+def _plugins(
+    package: Package,
+    source: Variant,
+    target: Target,
+    module: TrtModule,
+    options: BuildOptions,
+    *,
+    note: Callable[[str], None],
+) -> dict[str, str]:
+    """The plugins that the engine of a variant will hold, with the digests of their sources; `note` hears which layers
+    could be plugins and are not."""
+    if not (options.plugins and module.has_quick_plugins):
+        return {}
+    if not available("onnx"):
+        note("no layer becomes a plugin: that takes onnx. Run: pip install 'edgekit[export]'")
+        return {}
+    model, _ = _resolved(load_model(package.model_file(source)), options)
+    made = plugged_for(model, module, sm=target.sm, options=options, note=note)
+    return {} if made is None else made.digests
 
 
 def _settings(package: Package, name: str, job: _Job, build_s: float) -> dict[str, Any]:
@@ -236,6 +278,8 @@ def _settings(package: Package, name: str, job: _Job, build_s: float) -> dict[st
         "layers": job.layers_file,
         "tool": f"edgekit {__version__}",
     }
+    if job.plugins:
+        out["plugins"] = dict(sorted(job.plugins.items()))
     if job.gpu:
         out["gpu"] = job.gpu
     return out
@@ -255,6 +299,7 @@ def _compiled(
         reused=reused,
         build_s=float(variant.settings["build_s"]),
         summary=summary_of(found) if found is not None and found.layers else None,
+        plugins=tuple(sorted(job.plugins)),
         warnings=warnings,
     )
 

@@ -73,12 +73,14 @@ def build_engine(
     sm: int,
     options: BuildOptions,
     name: str = "",
+    plugins: bool = False,
     timing_cache: bytes = b"",
     on_step: Callable[[Step], None] | None = None,
 ) -> Built:
     """The engine of `model` (a path, so that external data is found) for compute capability `sm`.
 
-    `name` is the variant's, for messages. `on_step` is called from the building thread.
+    `name` is the variant's, for messages. `plugins`: the model has nodes of plugins, which are registered. `on_step`
+    is called from the building thread.
 
     Raises:
         KeyboardInterrupt: it was cancelled; nothing is left.
@@ -88,7 +90,7 @@ def build_engine(
     """
     gc.collect()  # builders of before, with their gigabytes
     with no_collection():
-        return _built(model, module, sm, options, name or model.stem, timing_cache, on_step)
+        return _built(model, module, sm, options, name or model.stem, plugins, timing_cache, on_step)
 
 
 def _built(
@@ -97,6 +99,7 @@ def _built(
     sm: int,
     options: BuildOptions,
     name: str,
+    plugins: bool,
     timing_cache: bytes,
     on_step: Callable[[Step], None] | None,
 ) -> Built:
@@ -106,7 +109,7 @@ def _built(
     network: Any = None
     config: Any = None
     try:
-        builder, network, faults = module.parsed(str(model), logger)
+        builder, network, faults = module.parsed(str(model), logger, plugins=plugins)
         if faults:
             raise parse_error(module, model, faults)
         if network.num_outputs == 0:

@@ -31,6 +31,7 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
         sparsity: let TensorRT use 2:4 sparse weights where the weights are.
         verbosity: what the engine tells of its layers.
         timing_cache: remember the timing of kernels between builds.
+        plugins: run what CUDA plugins can do as plugins, where the module has plugins compiled ahead of time.
     """
 
     profiles: tuple[Profile, ...] = ()
@@ -44,6 +45,7 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
     sparsity: bool = False
     verbosity: Verbosity = "detailed"
     timing_cache: bool = True
+    plugins: bool = True
 
     def suffix(self) -> str:
         """What sets an engine's name apart from the plain one's: "" or "-dla0-vc"."""
@@ -53,6 +55,7 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
             "-vc" if self.version_compatible else "",
             "-stripped" if self.strip else "-refit" if self.refit else "",
             "-sparse" if self.sparsity else "",
+            "" if self.plugins else "-noplugins",
         ]
         return "".join(parts)
 
@@ -66,6 +69,7 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
 def build_digest(options: BuildOptions, **facts: Any) -> str:
     """SHA-256 of everything that decides what a build gives: options and `facts` (model, module, target, plugins)."""
     known = msgspec.to_builtins(options)
-    known.pop("timing_cache")  # remembers timings, changes nothing that is asked for
+    for name in ("timing_cache", "plugins"):  # remembers timings, and stands in `facts` as the plugins that are used
+        known.pop(name)
     text = msgspec.json.encode({"schema": SCHEMA, "options": known, **facts}, order="deterministic")
     return hashlib.sha256(text).hexdigest()

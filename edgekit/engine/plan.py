@@ -25,10 +25,11 @@ from edgekit.engine.operators import (
     operator_support,
     restriction,
 )
+from edgekit.engine.plugins import Plugged, PluginOutlook, bodies, is_plugin, plugged, without
 from edgekit.engine.profiles import Profile
 from edgekit.engine.request import COMPILED, profiles_of, sources_of
 from edgekit.engine.trt_module import load
-from edgekit.errors import EdgekitError, UsageError
+from edgekit.errors import BackendError, EdgekitError, UsageError
 from edgekit.graphs import (
     STANDARD_DOMAINS,
     facts,
@@ -74,7 +75,8 @@ class Outlook(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         jetpack: "" for a target that has none; release: of TensorRT, or "1.7" of TensorRT-RTX.
         verdict: "works", "unsure" or "breaks"; problems are the reasons, in full sentences.
-        operators: every kind of operator of the variant.
+        operators: every kind of operator of the graph that would be built.
+        plugins: the layers that CUDA plugins do, or could do with another release.
         memory_gb: estimated need at the largest shapes: weights, activations, and `OTHERS_GB`; None where a shape is
             unknown. have_gb: what the target has.
         bound_ms: one sample cannot be faster: the larger of operations over the data sheet's rate and weights over its
@@ -98,6 +100,7 @@ class Outlook(msgspec.Struct, frozen=True, kw_only=True):
     bound_ms: float | None
     portability: str
     parsed: bool = False
+    plugins: tuple[PluginOutlook, ...] = ()
 
 
 def plan_package(
@@ -107,8 +110,10 @@ def plan_package(
     variants: Sequence[str] = (),
     profiles: Sequence[Profile] = (),
     jetpack: str | None = None,
+    plugins: bool = True,
 ) -> list[Outlook]:
-    """The outlook of every variant on every target, for each JetPack that runs there (or for `jetpack`).
+    """The outlook of every variant on every target, for each JetPack that runs there (or for `jetpack`), with CUDA
+    `plugins` where a release has them.
 
     Without a variant that GPUs gain from, the reference is judged.
 
@@ -124,7 +129,7 @@ def plan_package(
     out = []
     for source in sources:
         path = package.model_file(source)
-        seen = _Model(load_model(path), path, source, checked)
+        seen = _Model(load_model(path), path, source, checked, plugins=plugins)
         for target in targets:
             for version, kind, release in _releases(target, jetpack):
                 out.append(_outlook(seen, target, version, kind, release))
@@ -159,12 +164,14 @@ def _releases(target: Target, jetpack: str | None) -> list[tuple[str, Kind, str]
 class _Model:
     """What of a variant does not depend on the target."""
 
-    def __init__(self, model: onnx.ModelProto, path: Path, variant: Variant, profiles: tuple[Profile, ...]) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, path: Path, variant: Variant, profiles: tuple[Profile, ...], *, plugins: bool
+    ) -> None:
         if available("onnxruntime"):
             model, _ = conditions_resolved(model, profiles)
         self.model, self.path, self.variant = model, path, variant
         self.opset = opset_of(model)
-        self.functions = {(f.domain, f.name) for f in model.functions}
+        self.plugins = plugins
         self.constants = small_constants(model)
         self.types = _quantized_types(model)
         inputs, _ = model_specs(model)
@@ -180,6 +187,16 @@ class _Model:
         counted = facts(model)
         self.weight_bytes, self.flops = counted.weight_bytes, counted.flops
         self._parser: list[str] | None = None
+        self._plugged: dict[int, Plugged | str] = {}
+
+    def plugged(self, sm: int) -> Plugged | str:
+        """The graph with plugins for compute capability `sm`, no kernel compiled for it; or why there are none."""
+        if sm not in self._plugged:
+            try:
+                self._plugged[sm] = plugged(self.model, sm=sm, compiles=False)
+            except BackendError as error:
+                self._plugged[sm] = str(error)
+        return self._plugged[sm]
 
     def rtx_faults(self) -> list[str]:
         """What the real parser of TensorRT-RTX says against the model, asked once."""
@@ -194,10 +211,11 @@ class _Model:
 
 def _outlook(seen: _Model, target: Target, jetpack: str, kind: Kind, release: str) -> Outlook:
     rtx = kind == "tensorrt-rtx"
-    operators = _operators(seen, release, rtx=rtx)
+    model, plugins, refusal = _plugins(seen, target, release, rtx=rtx)
+    operators = _operators(seen, model, release, rtx=rtx)
     problems = [_sentence(o, release, rtx=rtx) for o in operators if o.how in ("missing", "restricted")]
     doubts = [_sentence(o, release, rtx=rtx) for o in operators if o.how == "unsure"]
-    notes: list[str] = []
+    notes: list[str] = [refusal] if refusal else []
     _judge_precision(seen, target, release, rtx=rtx, problems=problems, notes=notes)
     if not rtx and seen.opset > _OPSETS.get(release, 99):
         notes.append(f"operator set {seen.opset}: TensorRT {release} is known to read up to {_OPSETS[release]}")
@@ -231,16 +249,35 @@ def _outlook(seen: _Model, target: Target, jetpack: str, kind: Kind, release: st
         bound_ms=_bound_ms(seen, target),
         portability=_portability(target, release, rtx=rtx),
         parsed=parsed,
+        plugins=plugins,
     )
 
 
-def _operators(seen: _Model, release: str, *, rtx: bool) -> list[OperatorOutlook]:
+def _plugins(
+    seen: _Model, target: Target, release: str, *, rtx: bool
+) -> tuple[onnx.ModelProto, tuple[PluginOutlook, ...], str]:
+    """The graph that would be built, what plugins do in it, and a reason if they cannot be had at all."""
+    module = "TensorRT-RTX" if rtx else f"TensorRT {release}"
+    if not seen.plugins:
+        return seen.model, bodies(seen.model, why="--no-plugins"), ""
+    made = seen.plugged(target.sm)
+    if isinstance(made, str):
+        return seen.model, bodies(seen.model, why=made), made
+    if not rtx and at_least(release, AOT_PLUGINS):
+        return made.model, made.layers, ""
+    return seen.model, without(made.layers, module), ""
+
+
+def _operators(seen: _Model, model: onnx.ModelProto, release: str, *, rtx: bool) -> list[OperatorOutlook]:
     found: dict[tuple[str, How, str], list[str]] = {}
+    functions = {(f.domain, f.name) for f in model.functions}
     plugins = set(seen.variant.plugins)
-    for graph in subgraphs(seen.model.graph):
+    for graph in subgraphs(model.graph):
         for node in graph.node:
             name = node.op_type if node.domain in STANDARD_DOMAINS else f"{node.domain}::{node.op_type}"
-            how, why = _how(seen, node, name, release, rtx=rtx, plugin=name in plugins)
+            plugin = name in plugins or is_plugin(node)
+            body = (node.domain, node.op_type) in functions
+            how, why = _how(seen, node, name, release, rtx=rtx, plugin=plugin, body=body)
             where = module_of(node) or node.name
             found.setdefault((name, how, why), []).append(where)
     return [
@@ -255,10 +292,10 @@ def _operators(seen: _Model, release: str, *, rtx: bool) -> list[OperatorOutlook
     ]
 
 
-def _how(seen: _Model, node: Any, name: str, release: str, *, rtx: bool, plugin: bool) -> tuple[How, str]:
+def _how(seen: _Model, node: Any, name: str, release: str, *, rtx: bool, plugin: bool, body: bool) -> tuple[How, str]:
     if plugin and not rtx and at_least(release, AOT_PLUGINS):
         return "plugin", ""
-    if (node.domain, node.op_type) in seen.functions:
+    if body:
         if rtx or at_least(release, FUNCTIONS):
             return "function body", ""
         return "missing", f"functions are expanded from TensorRT {FUNCTIONS} on"

@@ -88,8 +88,8 @@ class TrtModule:
         """Whether plugins compiled ahead of time can be put into engines."""
         return hasattr(self.trt.NetworkDefinitionCreationFlag, "PREFER_AOT_PYTHON_PLUGINS")
 
-    def network_flags(self) -> int:
-        """The flags of a strongly typed network.
+    def network_flags(self, *, plugins: bool = False) -> int:
+        """The flags of a strongly typed network; with `plugins`, also that those compiled ahead of time are meant.
 
         Raises:
             UsageError: this release has none: its precision would come from builder flags.
@@ -99,9 +99,8 @@ class TrtModule:
                 f"{self.title} cannot take the precision from the graph. Use TensorRT 10.3 or later (JetPack 6.1)."
             )
         flags = self.trt.NetworkDefinitionCreationFlag
-        return sum(
-            1 << int(getattr(flags, name)) for name in ("STRONGLY_TYPED", "EXPLICIT_BATCH") if hasattr(flags, name)
-        )
+        names = ("STRONGLY_TYPED", "EXPLICIT_BATCH", *["PREFER_AOT_PYTHON_PLUGINS"] * plugins)
+        return sum(1 << int(getattr(flags, name)) for name in names if hasattr(flags, name))
 
     def refused(self, options: BuildOptions) -> list[str]:
         """What of `options` this release does not have, each as the name of the option on the command line."""
@@ -128,12 +127,15 @@ class TrtModule:
         """A logger object that hands every message to `log`."""
         return logger_for(self.trt, log, verbose=verbose)
 
-    def parsed(self, path: str, logger: Any) -> tuple[Any, Any, list[ParserFault]]:
-        """Builder and network of the ONNX file at `path`, and what the parser complains of (empty: it parsed)."""
+    def parsed(self, path: str, logger: Any, *, plugins: bool = False) -> tuple[Any, Any, list[ParserFault]]:
+        """Builder and network of the ONNX file at `path`, and what the parser complains of (empty: it parsed).
+
+        `plugins` says that there are nodes of registered plugins in it (see `edgekit.engine.plugins.register`).
+        """
         builder = self.trt.Builder(logger)
         if builder is None:
             raise BackendError(f"{self.title} gives no builder: is the GPU driver installed? See: edgekit doctor")
-        network = builder.create_network(self.network_flags())
+        network = builder.create_network(self.network_flags(plugins=plugins))
         parser = self.trt.OnnxParser(network, logger)
         if parser.parse_from_file(path):
             return builder, network, []
