@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from plugins_trt.fuse import Graph
+
 MAX_HIDDEN = {"float16": 256, "bfloat16": 256, "float32": 128}
 """The most hidden units that the kernel takes: beyond, nearly all of the weights would come from L2 in each step."""
 
@@ -139,6 +141,12 @@ class Lstm(Operator):
         )  # fmt: skip
         y = b.op("Reshape", b.op("Transpose", y, perm=[0, 2, 1, 3]), b.constant([0, 0, -1]))
         b.returns(*(b.op("CastLike", value, "gates") for value in (y, h, c)))
+
+    def fuse(self, graph: Graph) -> None:
+        """ONNX's LSTM with constant weights: see `plugins_trt.lstm_fuse`."""
+        from plugins_trt.lstm_fuse import fuse_lstm
+
+        fuse_lstm(self, graph, most_hidden=MAX_HIDDEN)
 
     def tactics(self, call: Call, sm: int) -> tuple[int, ...]:
         """16 times the groups of units of a warp, plus the sequences of a block."""

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from typing import Any
 
 import onnx
@@ -9,6 +12,7 @@ import plugins_trt.torch as ops
 from edgekit.runtime.ort import OrtSession
 from plugins_trt.errors import UnsupportedCallError
 from plugins_trt.lstm_torch import lstm_module
+from tests.data import ROOT
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -91,6 +95,13 @@ def test_a_model_exports_with_the_node_and_its_function_for_any_steps_and_batch(
         out = session.run({name: t.numpy() for name, t in zip(("x", "h0", "c0"), given)})
     for name, want in zip(("y", "h", "c"), model(*given)):
         torch.testing.assert_close(torch.from_numpy(out[name]), want.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_example_of_the_guide_runs() -> None:
+    page = (ROOT / "docs" / "plugins.md").read_text()
+    (code,) = re.findall(r"^```python lstm\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_what_does_not_fit_is_refused() -> None:
