@@ -271,6 +271,26 @@ def all_cases(names: Sequence[str]) -> list[Case]:
     return [case for case in cases if not names or case.operator.name in names]
 
 
+def measured(
+    torch: Any, cases: Sequence[Case], seconds: float, *, show: bool = False
+) -> tuple[dict[str, Any], list[str]]:
+    """The figures of `cases` as a JSON document, and in words what was missed; `show` prints them as they come."""
+    bench = Bench(torch, seconds)
+    limits = bench.limits()
+    name = torch.cuda.get_device_name()
+    if show:
+        rates = f"{limits.bytes_per_s / 1e9:.0f} GB/s (copy), {limits.flops_per_s / 1e12:.1f} TFLOP/s (FP16 product)"
+        print(f"{name}: {rates}")
+    figures = []
+    for case in cases:
+        figures.append(bench.measure(case, limits))
+        if show:
+            print(table(figures[-1:]), flush=True)
+    missed = [f"{f.operator}, {f.label}: {f.verdict()[1]}" for f in figures if f.verdict()[0] is False]
+    document = {"gpu": name, "sm": bench.sm, "torch": torch.__version__, "limits": asdict(limits)}
+    return {**document, "figures": [asdict(f) for f in figures]}, missed
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="benchmarks.plugins", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -296,18 +316,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if torch is None or not torch.cuda.is_available():
         print("This needs an NVIDIA GPU and a PyTorch built for CUDA; --list needs neither.", file=sys.stderr)
         return 2
-    bench = Bench(torch, args.seconds)
-    limits = bench.limits()
-    name = torch.cuda.get_device_name()
-    print(f"{name}: {limits.bytes_per_s / 1e9:.0f} GB/s (copy), {limits.flops_per_s / 1e12:.1f} TFLOP/s (FP16 product)")
-    figures = []
-    for case in cases:
-        figures.append(bench.measure(case, limits))
-        print(table(figures[-1:]), flush=True)
+    document, missed = measured(torch, cases, args.seconds, show=True)
     if args.json:
-        document = {"gpu": name, "sm": bench.sm, "torch": torch.__version__, "limits": asdict(limits)}
-        args.json.write_text(json.dumps({**document, "figures": [asdict(f) for f in figures]}, indent=1) + "\n")
-    return 1 if any(f.verdict()[0] is False for f in figures) else 0
+        args.json.write_text(json.dumps(document, indent=1) + "\n")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ refused. Exits 1 if a check failed, 2 without a GPU.
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import json
 import platform
@@ -348,6 +349,7 @@ CHECKS: dict[str, Callable[[float, Path], dict[str, Any]]] = {
     "tensorrt_rtx": lambda seconds, folder: check_engine("tensorrt-rtx", seconds, folder),
     "nvml": check_nvml,
     "energy": check_energy,
+    "plugins": lambda seconds, folder: importlib.import_module("scripts.gpu_plugins").check_plugins(seconds),
 }
 
 

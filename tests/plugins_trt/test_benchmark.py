@@ -13,7 +13,10 @@ import pytest
 
 from benchmarks.plugin_cases import lstm
 from benchmarks.plugins import Figures, Limits, all_cases, error_of, table
+from edgekit.gpu import this_gpu
 from plugins_trt.operator import Cost
+from plugins_trt.registry import operators
+from scripts.gpu_plugins import check_plugins
 from tests.data import ROOT
 
 FIGURES = Figures(
@@ -112,6 +115,15 @@ def test_what_is_asked_of_lstm_is_measured() -> None:
         "batch 1, hidden 128, 100 steps": (lstm.CUDNN, 2.0),
         "batch 64, hidden 128, 100 steps": (lstm.CUDNN, 1.0),
     }
+
+
+def test_the_gpu_check_names_each_kernel_that_could_not_be_checked() -> None:
+    if this_gpu() is not None:
+        pytest.skip("needs a machine without a GPU")
+    found = check_plugins(0.1)
+    assert (found["ok"], found["figures"]) == (False, None)
+    assert set(found["launches_that_agree"]) == set(operators())
+    assert all("needs an NVIDIA GPU" in said for said in found["launches_that_agree"].values())
 
 
 @pytest.mark.gpu
