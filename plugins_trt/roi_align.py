@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from plugins_trt.fuse import Graph
+
 LEVELS = (1, 2, 3, 4, 5)
 """Numbers of feature maps that there are operators for."""
 
@@ -137,6 +139,21 @@ class RoiAlign(Operator):
         from plugins_trt.roi_body import write
 
         write(b, [port.name for port in self.maps])
+
+    def fuse(self, graph: Graph) -> None:
+        """ONNX's RoiAlign in mode "avg" with a given number of samples. Where bins decide it the node stays: the
+        function, which has a fixed number of samples, would be far slower than it."""
+        from onnx import helper
+
+        for node in graph.nodes("RoiAlign") if self.levels == 1 else []:
+            given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+            names = ("output_height", "output_width", "sampling_ratio", "spatial_scale")
+            attributes = {name: given.get(name, default) for name, default in zip(names, (1, 1, 0, 1.0))}
+            known = all(graph.shape(name) is not None for name in node.input)
+            if not known or not attributes["sampling_ratio"] or given.get("mode", b"avg") != b"avg":
+                continue
+            attributes["aligned"] = int(given.get("coordinate_transformation_mode", b"half_pixel") == b"half_pixel")
+            graph.replace(self, [node], list(node.input), list(node.output), **attributes)
 
     def tactics(self, call: Call, sm: int) -> tuple[int, ...]:
         """Channels of a thread: more are more loads under way, and more registers."""

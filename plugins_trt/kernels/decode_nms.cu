@@ -12,8 +12,8 @@
 //             rank by index, and the result depends neither on the order of appending nor on the launch.
 //   condense  Only when the next round might not fit: sort, keep TOP_K, and let nothing below them in again. That is
 //             never for a sensible threshold, and a few times when everything passes.
-//   sort      Bitonic, over the power of two that holds what there is. Strides of up to 32 keys stay within the 64 keys
-//             of one warp, so 57 of the 78 steps of a full buffer need no barrier of the block.
+//   sort      Bitonic, over the power of two that holds what there is: of the 78 steps of a full buffer 57 stay within
+//             a warp (see block_sort).
 //   suppress  32 boxes at a time, in order: all threads fill the 32 x 32 matrix of overlaps (a ballot is a row), each
 //             warp finds which of the 32 survive (a loop over bits, the same in every warp: no barrier), each thread
 //             tests the later boxes that it owns, in registers, against the survivors. One barrier for 32 boxes, and
@@ -55,30 +55,6 @@ __device__ inline float score_of(u64 key) {
     return __uint_as_float(ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered);
 }
 
-// Sorts the first `length` (a power of two) of the keys, largest first. Every thread calls it after a barrier; the
-// result needs none.
-__device__ inline void sort(u64* keys, int length) {
-    for (int size = 2; size <= length; size *= 2) {
-        for (int stride = size / 2; stride > 0; stride /= 2) {
-            for (int pair = threadIdx.x; pair < length / 2; pair += THREADS) {
-                const int low = 2 * pair - (pair & (stride - 1)), high = low + stride;
-                const u64 a = keys[low], b = keys[high];
-                if ((a < b) == ((low & size) == 0)) {
-                    keys[low] = b;
-                    keys[high] = a;
-                }
-            }
-            const int next = stride > 1 ? stride / 2 : size;  // the first stride of the next size is this size
-            if (stride > WARP || next > WARP) {
-                __syncthreads();
-            } else {
-                __syncwarp();
-            }
-        }
-    }
-    __syncthreads();
-}
-
 // What threads append to, in shared memory.
 struct Buffer {
     u64* keys;
@@ -93,7 +69,7 @@ __device__ inline void condense(Buffer buffer) {
     while (length < count) length *= 2;
     for (int i = count + threadIdx.x; i < length; i += THREADS) buffer.keys[i] = 0;
     __syncthreads();
-    sort(buffer.keys, length);
+    block_sort<THREADS>(buffer.keys, length);
     if (threadIdx.x == 0 && count > TOP_K) {
         *buffer.count = TOP_K;
         *buffer.floor = buffer.keys[TOP_K - 1];
@@ -293,15 +269,18 @@ __device__ inline void search(const Image& image, Buffer buffer) {
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     edgekit_decode_nms(
 #if HEAD
-        const T* __restrict__ head, i32 batch, i32 candidates,
-#elif ANCHORS
-        const T* __restrict__ boxes, const T* __restrict__ scores, const T* __restrict__ anchors, i32 batch,
-        i32 candidates,
+        const T* __restrict__ head,
 #else
-        const T* __restrict__ boxes, const T* __restrict__ scores, i32 batch, i32 candidates,
+        const T* __restrict__ boxes, const T* __restrict__ scores,
+#if ANCHORS
+        const T* __restrict__ anchors,
 #endif
-        i32* __restrict__ count_out, float* __restrict__ boxes_out, float* __restrict__ scores_out,
-        i32* __restrict__ labels_out) {
+#endif
+        i32 batch, i32 candidates, i32* __restrict__ count_out, float* __restrict__ boxes_out,
+        float* __restrict__ scores_out, i32* __restrict__ labels_out) {
+#if !ANCHORS
+    const T* const anchors = nullptr;
+#endif
     alignas(16) __shared__ u64 keys[CAPACITY];
     __shared__ u64 floor_key;
     __shared__ int appended;
@@ -312,11 +291,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const i64 first = static_cast<i64>(which) * candidates;
 #if HEAD
     const T* start = head + first * (4 + CLASSES);
-    const Image image{start, start + 4 * static_cast<i64>(candidates), nullptr, candidates};
-#elif ANCHORS
-    const Image image{boxes + first * 4, scores + first * CLASSES, anchors, candidates};
+    const Image image{start, start + 4 * static_cast<i64>(candidates), anchors, candidates};
 #else
-    const Image image{boxes + first * 4, scores + first * CLASSES, nullptr, candidates};
+    const Image image{boxes + first * 4, scores + first * CLASSES, anchors, candidates};
 #endif
     const Buffer buffer{keys, &appended, &floor_key};
     if (threadIdx.x == 0) {

@@ -251,6 +251,34 @@ __device__ inline void mma_16x8x16<bf16>(float* d, const u32 (&a)[4], const u32 
 #endif
 #endif
 
+// ---- sorting ----
+
+// Sorts `length` keys (a power of two) in shared memory, largest first, by a bitonic network. Every thread of the block
+// of Threads calls it after a barrier; it ends with one. A step whose stride is up to 32 stays within 64 keys, which are
+// those of one warp in every such step, so that between two of them a barrier of the warp is enough.
+template <int Threads>
+__device__ inline void block_sort(u64* keys, int length) {
+    for (int size = 2; size <= length; size *= 2) {
+        for (int stride = size / 2; stride > 0; stride /= 2) {
+            for (int pair = threadIdx.x; pair < length / 2; pair += Threads) {
+                const int low = 2 * pair - (pair & (stride - 1)), high = low + stride;
+                const u64 a = keys[low], b = keys[high];
+                if ((a < b) == ((low & size) == 0)) {
+                    keys[low] = b;
+                    keys[high] = a;
+                }
+            }
+            const int next = stride > 1 ? stride / 2 : size;  // the first stride of the next size is this size
+            if (stride > WARP || next > WARP) {
+                __syncthreads();
+            } else {
+                __syncwarp();
+            }
+        }
+    }
+    __syncthreads();
+}
+
 // ---- shared memory whose size the launch decides ----
 #ifdef CUDA_ON_HOST
 #define DYNAMIC_SHARED(Item, name) Item* name = static_cast<Item*>(cuda_on_host::dynamic_shared())

@@ -56,7 +56,7 @@ struct Extent {
         const float offset = ALIGNED ? 0.5f : 0.0f;
         start = __fsub_rn(__fmul_rn(low, scale), offset);
         float size = __fsub_rn(__fsub_rn(__fmul_rn(high, scale), offset), start);
-        if (!ALIGNED) size = fmaxf(size, 1.0f);
+        if (!ALIGNED && size < 1.0f) size = 1.0f;  // not fmaxf, which would make 1 of NaN
         bin = __fdiv_rn(size, static_cast<float>(bins));
         // fmaxf takes 0 for NaN
         samples = SAMPLES > 0 ? SAMPLES : static_cast<int>(fminf(fmaxf(ceilf(bin), 0.0f), MOST_SAMPLES));

@@ -14,7 +14,10 @@ from edgekit.runtime.ort import OrtSession
 from plugins_trt.body import model_of
 from plugins_trt.dims import Size
 from plugins_trt.errors import UnsupportedCallError
+from plugins_trt.fuse import fused
+from plugins_trt.nodes import with_plugins
 from plugins_trt.operator import TensorType
+from plugins_trt.registry import operators
 from plugins_trt.roi_align import RoiAlign
 from tests.cuda_on_host.host import run_operator
 from tests.plugins_trt.checks import assert_close
@@ -38,16 +41,20 @@ def agree(op: RoiAlign, *arrays: np.ndarray, tactic: int | None = None, **attrib
     return np.asarray(want[0])
 
 
-def onnx_roi_align(*arrays: np.ndarray, **attributes: Any) -> np.ndarray:
-    """ONNX's own operator, as ONNX Runtime has it."""
+def onnx_model(*arrays: np.ndarray, **attributes: Any) -> onnx.ModelProto:
+    """A model of ONNX's own operator."""
     names, kinds = ["x", "rois", "at"], [TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT64]
     inputs = [helper.make_tensor_value_info(n, k, a.shape) for n, k, a in zip(names, kinds, arrays)]
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * 4)
     graph = helper.make_graph([helper.make_node("RoiAlign", names, ["y"], **attributes)], "roi", inputs, [output])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(model)
+    return model
+
+
+def run(model: onnx.ModelProto, *arrays: np.ndarray) -> np.ndarray:
     with OrtSession(model.SerializeToString()) as session:
-        return np.asarray(session.run(dict(zip(names, arrays)))["y"])
+        return np.asarray(session.run(dict(zip(("x", "rois", "at"), arrays)))["y"])
 
 
 def given_of(shape: tuple[int, int, int, int], regions: int, seed: int = 0, scale: float = 0.25) -> list[np.ndarray]:
@@ -61,9 +68,28 @@ def test_it_is_onnxs_own_roi_align(aligned: int, sampling_ratio: int) -> None:
     arrays = given_of((3, 4, 21, 30), 40)
     size = {"output_height": 5, "output_width": 6, "sampling_ratio": sampling_ratio, "spatial_scale": 0.25}
     mode = "half_pixel" if aligned else "output_half_pixel"
-    want = onnx_roi_align(*arrays, coordinate_transformation_mode=mode, **size)
+    want = run(onnx_model(*arrays, coordinate_transformation_mode=mode, **size), *arrays)
     (got,) = ONE.run_reference(*arrays, aligned=aligned, most_samples=64, **size)
     assert_close([got], [want])
+
+
+@pytest.mark.parametrize("attributes", [{}, {"coordinate_transformation_mode": "output_half_pixel", "output_width": 3}])
+def test_it_stands_for_onnxs_own_node(attributes: dict[str, Any]) -> None:
+    arrays = given_of((2, 3, 12, 14), 9)
+    given = onnx_model(*arrays, output_height=4, sampling_ratio=2, spatial_scale=0.25, **attributes)
+    made, fusions = fused(given, operators().values())
+    assert [fusion.operator for fusion in fusions] == ["roi_align"]
+    assert [node.op_type for node in made.graph.node] == ["roi_align"]
+    onnx.checker.check_model(made, full_check=True)
+    assert_close([run(made, *arrays)], [run(given, *arrays)])
+    assert with_plugins(made, operators(), sm=87).used[0].operator == "roi_align"
+
+
+@pytest.mark.parametrize("attributes", [{"sampling_ratio": 0}, {"sampling_ratio": 2, "mode": "max"}])
+def test_what_it_does_not_stand_for_stays(attributes: dict[str, Any]) -> None:
+    made, fusions = fused(onnx_model(*given_of((1, 3, 9, 9), 2), **attributes), operators().values())
+    assert not fusions
+    assert [node.op_type for node in made.graph.node] == ["RoiAlign"]
 
 
 def test_samples_by_the_bin_are_counted_up_to_the_most() -> None:
@@ -126,6 +152,14 @@ def test_regions_off_the_map_and_images_that_are_not_there_are_zero() -> None:
     got = agree(ONE, x, rois, np.array([0, 2, -1, 1, 1]), output_height=2, output_width=2)
     assert not got[:4].any()
     assert (got[4] == 1).all()
+
+
+@pytest.mark.parametrize("attributes", [{"aligned": 0}, {"aligned": 1}, {"aligned": 0, "sampling_ratio": 0}])
+@pytest.mark.parametrize("end", [0, 1, 2, 3])
+def test_a_region_with_an_end_that_is_nan_is_zero(end: int, attributes: dict[str, int]) -> None:
+    x, rois = np.ones((1, 1, 4, 4), np.float32), np.array([[1, 1, 3, 3]], np.float32)
+    rois[0, end] = np.nan
+    assert not agree(ONE, x, rois, np.zeros(1, np.int64), output_height=2, output_width=2, **attributes).any()
 
 
 def test_an_empty_region_is_the_point_where_it_lies() -> None:
