@@ -20,7 +20,7 @@ from edgekit.telemetry import Energy, Found, Recorder, Sensor, Unresolved, energ
 from edgekit.telemetry.meter import RESOLVE
 
 LONG_S = 5.0
-"""Seconds that `energy=True` gives each variant in all, and idle: what the paper above finds enough."""
+"""Seconds to give each variant where its energy is the question: what the paper above finds enough."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from edgekit.bench.stats import Latency, SpeedUp
@@ -94,17 +96,42 @@ class VariantBench(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """Where it was measured. `power_mode` is a Jetson's, empty elsewhere."""
+    """Where it was measured. `power_mode` is a Jetson's and `gpu` an NVIDIA GPU's name, empty elsewhere."""
 
     cpu: str
     architecture: str
     cores: int
     system: str
     power_mode: str = ""
+    gpu: str = ""
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """One metric of one variant against a baseline.
+
+    `change` is the share by which it grew (0.05: 5 % more), within `low` to `high` in 95 % of cases as far as trials
+    tell; `limit` is None where none was given. `verdict`: "ok"; "worse" once the whole interval is past the limit;
+    "unclear" where the figure is past it but the interval is not; "shown" without a limit.
+    """
+
+    variant: str
+    metric: str
+    unit: str
+    old: float
+    new: float
+    change: float
+    low: float
+    high: float
+    limit: float | None
+    verdict: Literal["ok", "worse", "unclear", "shown"]
+    trials: int
 
 
 class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
-    """All variants, measured in turns on one machine. `skipped` maps a variant to why it was not run."""
+    """All variants, measured in turns on one machine. `skipped` maps a variant to why it was not run.
+
+    `comparisons` are with the report that `baseline` names.
+    """
 
     schema: int = 1
     edgekit: str
@@ -120,6 +147,8 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
     variants: tuple[VariantBench, ...]
     skipped: dict[str, str] = {}
     notes: tuple[str, ...] = ()
+    baseline: str | None = None
+    comparisons: tuple[Comparison, ...] = ()
 
     def variant(self, variant_id: str) -> VariantBench:
         """The figures of one variant. Raises UsageError if it was not measured."""

@@ -10,12 +10,13 @@ from pathlib import Path
 from edgekit import __version__
 from edgekit.bench.correct import correctness_of, with_correct
 from edgekit.bench.inputs import Inputs, bench_inputs
-from edgekit.bench.joules import LONG_S, joules_of
+from edgekit.bench.joules import joules_of
 from edgekit.bench.measure import Contender, WarmUp, interleaved, warm_up
 from edgekit.bench.report import BatchPoint, BenchReport, Correctness, Joules, Machine, Trial, VariantBench
 from edgekit.bench.stages import BEST, whole_variants
 from edgekit.bench.stats import FEWEST, latency_of, speedup_of
 from edgekit.errors import BackendError, UsageError
+from edgekit.gpu import this_gpu
 from edgekit.manifest import Variant
 from edgekit.package import Package
 from edgekit.recipe import ModelSpec
@@ -29,7 +30,7 @@ from edgekit.telemetry.power_mode import read_power_modes
 
 SWEEP = (1, 2, 4, 8, 16, 32, 64)
 FEW_CALLS = 100
-ENERGY_TRIALS = 3
+ENERGY_TRIALS = 5
 FEW_INFERENCES = 32
 """Below this the energy of an inference may be off by more than is said (Yang et al., SC'24)."""
 _SWEEP_ROUNDS = 2
@@ -84,8 +85,8 @@ def bench(
         rounds = interleaved(contenders, seconds=seconds, rounds=trials)
         swept, notes = _sweep(contenders, inputs, sweep if inputs.dynamic else (1,), seconds=seconds, say=say)
         found = find_sensors() if sensors is None else sensors
-        span_s, windows = (max(LONG_S, seconds), trials or ENERGY_TRIALS) if energy else (seconds, 1)
-        joules = joules_of(contenders, found, seconds=span_s, trials=windows, idle=energy, say=say)
+        windows = (trials or ENERGY_TRIALS) if energy else 1
+        joules = joules_of(contenders, found, seconds=seconds, trials=windows, idle=energy, say=say)
         correct: list[Correctness | str | None] = [None] * len(chosen)
         if energy:
             correct = [_correct(package, v, c, recipe, metric_samples, say) for v, c in zip(chosen, contenders)]
@@ -210,13 +211,14 @@ def _sweep(
 def this_machine() -> Machine:
     """What figures depend on: the processor, the system, and a Jetson's power mode."""
     processor = cpu()
-    modes = read_power_modes()
+    modes, gpu = read_power_modes(), this_gpu()
     return Machine(
         cpu=processor.model,
         architecture=processor.architecture,
         cores=int(processor.usable) or 1,
         system=system(Path("/")),
         power_mode=modes.current.name if modes is not None and modes.current is not None else "",
+        gpu=gpu.name if gpu is not None else "",
     )
 
 

@@ -7,6 +7,7 @@ reports/bench.json and reports/bench.png into the package.
   edgekit bench resnet.edge
   edgekit bench resnet.edge --variant fp32 --variant int8 --threads 1 --seconds 10
   edgekit bench resnet.edge --energy --recipe resnet.py
+  edgekit bench resnet.edge --baseline old.json --fail-if "energy>+5%,p99>+10%"
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from pathlib import Path
 import msgspec
 
 from edgekit.bench import BenchReport, bench
+from edgekit.bench.joules import LONG_S
 from edgekit.bench.plot import png_of
 from edgekit.bench.runner import SWEEP
+from edgekit.cli.bench_gate import add_gate_arguments, failed, gate_of, print_gate
 from edgekit.cli.bench_view import print_report
 from edgekit.cli.output import note, print_json
 from edgekit.errors import EdgekitError, MissingDependencyError, StorageError, UsageError
@@ -28,6 +31,7 @@ from edgekit.recipe import spec_from_recipe
 from edgekit.runtime.devices import one_device
 from edgekit.telemetry import find_sensors
 
+SECONDS = 3.0
 QUICK_SECONDS, QUICK_SWEEP = 0.4, (1, 8, 32)
 
 
@@ -40,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="batch of the latencies (default 1)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the runtime; default: physical cores")
     parser.add_argument(
-        "--seconds", type=float, metavar="S", help="time for latency, and again for throughput, a variant (default 3)"
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="time for latency, throughput and energy each, a variant (default 3; 5 with --energy)",
     )
     parser.add_argument("--device", metavar="D", help="cpu or cuda:N (default: the best for each variant)")
     parser.add_argument("--quick", action="store_true", help="a rough figure in a second or two a variant")
@@ -59,36 +66,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     energy.add_argument(
         "--root", type=Path, default=Path("/"), metavar="DIR", help="where the machine's /sys and /proc are mounted"
     )
+    add_gate_arguments(parser)
     parser.add_argument("--no-plot", action="store_true", help="do not draw reports/bench.png")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out `edgekit bench`; returns 1 if the reports could not be written."""
+    """Carry out `edgekit bench`; returns 1 if a metric is worse than allowed, or the reports were not written."""
     package = Package.open(args.package)
     _check(args)
-    seconds = args.seconds if args.seconds is not None else QUICK_SECONDS if args.quick else 3.0
+    sizes, found = _sizes(args.size), find_sensors(args.root)
+    gate = gate_of(args, package, sizes, found)
+    energy = args.energy or (gate is not None and gate.energy)
+    usual = LONG_S if energy else QUICK_SECONDS if args.quick else SECONDS
+    seconds = args.seconds if args.seconds is not None else usual
     report = bench(
         package,
-        variants=args.variant,
+        variants=gate.variants if gate else args.variant,
         batch=args.batch,
         threads=args.threads,
         seconds=seconds,
         sweep=QUICK_SWEEP if args.quick else SWEEP,
-        sizes=_sizes(args.size),
-        trials=args.trials,
-        energy=args.energy,
+        sizes=sizes,
+        trials=gate.trials if gate else args.trials,
+        energy=energy,
         recipe=spec_from_recipe(args.recipe) if args.recipe else None,
         metric_samples=args.metric_samples,
-        sensors=find_sensors(args.root),
+        sensors=found,
         device=one_device(args.device, command="bench"),
         say=note,
     )
+    if gate:
+        report = gate.judge(report)
     code = _write(package, report, plot=not args.no_plot)
     if args.json:
         print_json(report)
     else:
         print_report(report, energy=args.energy)
-    return code
+        if gate:
+            print_gate(report)
+    return code or (EdgekitError.exit_code if failed(report) else 0)
 
 
 def _check(args: argparse.Namespace) -> None:

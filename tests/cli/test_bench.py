@@ -7,10 +7,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from edgekit.bench import bench
 from edgekit.cli.main import main
 from edgekit.package import Package
+from edgekit.telemetry import Found
 from tests.telemetry import boards
 
 
@@ -117,7 +120,7 @@ def test_energy_of_a_board_with_a_rail(digits: Package, tmp_path: Path, capsys: 
     assert 0.9 < share <= 1
     assert energy["joules_per_correct"] == pytest.approx(energy["joules_per_inference"] / share)
     assert energy["correct_uncertainty_j"] > energy["uncertainty_j"]
-    assert len(energy["trials"]) == 3
+    assert len(energy["trials"]) == 5
 
 
 def test_energy_without_a_sensor_is_null_with_a_sentence(
@@ -131,6 +134,118 @@ def test_energy_without_a_sensor_is_null_with_a_sentence(
     document = json.loads((tiny.path / "reports" / "bench.json").read_text())
     assert all(v["energy"] == [] and v["energy_reason"] for v in document["variants"])
     assert all(v["correct"] is None and "--recipe tiny.py" in v["correct_reason"] for v in document["variants"])
+
+
+def baseline_of(tiny: Package, folder: Path, capsys: pytest.CaptureFixture[str], **factors: float) -> Path:
+    """A baseline measured now, its trials multiplied: p50_s=0.5 makes the old one twice as fast."""
+    assert main(["bench", str(tiny.path), "--quick", "--seconds", "0.2", "--trials", "6", "--no-plot", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    for variant in document["variants"]:
+        for trial in variant["trials"]:
+            for name, factor in factors.items():
+                trial[name] *= factor
+    path = folder / "old.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+GATE = ["--quick", "--seconds", "0.2", "--trials", "6", "--no-plot"]
+
+
+def test_a_regression_is_exit_code_1_and_an_improvement_is_not(
+    tiny: Package, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = baseline_of(tiny, tmp_path, capsys, p50_s=0.1, samples_per_s=0.1)
+    limits = "p50>+100%, throughput<-5%"
+    assert main(["bench", str(tiny.path), *GATE, "--baseline", str(old), "--fail-if", limits]) == 1
+    out = capsys.readouterr().out
+    verdicts = [line.split()[-1] for line in out.splitlines() if "p50 ms " in line or "throughput 1/s" in line]
+    assert verdicts[-4:] == ["worse", "ok", "worse", "ok"]
+    assert "fp32 p50: worse by at least" in out
+    report = json.loads((tiny.path / "reports" / "bench.json").read_text())
+    assert report["baseline"] == "old.json"
+    assert {c["verdict"] for c in report["comparisons"]} == {"worse", "ok"}
+    assert main(["bench", str(tiny.path), *GATE, "--baseline", str(old), "--json"]) == 0  # without limits it only shows
+    shown = json.loads(capsys.readouterr().out)["comparisons"]
+    assert {c["metric"] for c in shown} == {"p50", "p90", "p99", "mean", "throughput"}
+    assert {c["verdict"] for c in shown} == {"shown"}
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "words"),
+    [
+        ({}, ["--fail-if", "speed>+5%"], "expected one of energy, p50"),
+        ({}, ["--fail-if", "p50>5"], "expected METRIC>+N%"),
+        ({}, ["--fail-if", "p50<-5%"], "expected p50>+5%"),
+        ({}, ["--fail-if", "throughput>+5%"], "expected throughput<-5%"),
+        ({}, ["--fail-if", "p50>+5%,p50>+6%"], "twice"),
+        ({}, ["--fail-if", "energy>+5%"], "has no energy of 'fp32'"),
+        ({}, ["--batch", "4"], "another batch (1; now 4)"),
+        ({}, ["--threads", "7"], "another threads"),
+        (
+            {"machine": {"cpu": "Z80", "architecture": "z80", "cores": 1, "system": "CP/M"}},
+            [],
+            "(Z80, z80, 1 cores; now",
+        ),
+        ({"package": "other.edge"}, [], "another package (other.edge; now tiny.edge)"),
+        ({"variants": []}, ["--variant", "int8"], "no variant 'int8'"),
+        ({"machine": 3}, [], "is no report of edgekit bench"),
+    ],
+)
+def test_a_baseline_that_does_not_fit_is_refused_before_measuring(
+    tiny: Package,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, object],
+    arguments: list[str],
+    words: str,
+) -> None:
+    old = tmp_path / "old.json"
+    old.write_bytes(msgspec.json.encode(bench(tiny, seconds=0.05, sweep=(1,), trials=5, sensors=Found())))
+    old.write_text(json.dumps({**json.loads(old.read_text()), **change}))
+    before = old.stat().st_mtime_ns
+    assert main(["bench", str(tiny.path), "--no-plot", "--baseline", str(old), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert err.count("\n") == 1
+    assert old.stat().st_mtime_ns == before
+
+
+def test_a_run_never_replaces_its_own_baseline_and_one_without_trials_is_refused(
+    tiny: Package, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tiny.path / "reports" / "bench.json"
+    assert main(["bench", str(tiny.path), "--quick", "--seconds", "0.05", "--no-plot", "--trials", "2"]) == 0
+    assert main(["bench", str(tiny.path), "--baseline", str(own)]) == 2
+    assert "Copy it elsewhere first" in capsys.readouterr().err
+    copy = tmp_path / "old.json"
+    copy.write_bytes(own.read_bytes())
+    assert main(["bench", str(tiny.path), "--baseline", str(copy)]) == 2
+    assert "has 2 trials of 'fp32', and an interval needs 5" in capsys.readouterr().err
+    assert main(["bench", str(tiny.path), "--baseline", str(tmp_path / "absent.json")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert main(["bench", str(tiny.path), "--fail-if", "p50>+5%"]) == 2
+    assert "Add --baseline" in capsys.readouterr().err
+
+
+def test_energy_is_gated_in_as_many_windows(
+    digits: Package, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = boards.orin_nano(tmp_path / "orin")
+    arguments = ["--root", str(root), "--quick", "--seconds", "0.1", "--no-plot", "--variant", "int8", "--trials", "5"]
+    assert main(["bench", str(digits.path), *arguments, "--energy", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    for trial in document["variants"][0]["energy"][0]["trials"]:
+        trial["joules_per_inference"] /= 20
+        trial["uncertainty_j"] /= 20
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(document))
+    assert main(["bench", str(digits.path), *arguments, "--baseline", str(old), "--fail-if", "energy>+5%"]) == 1
+    assert "int8 energy: worse by at least" in capsys.readouterr().out
+    arguments[1] = str(boards.nano(tmp_path / "nano"))
+    assert main(["bench", str(digits.path), *arguments, "--baseline", str(old), "--fail-if", "energy>+5%"]) == 2
+    assert "expected the same scope" in capsys.readouterr().err
 
 
 def test_help_explains(edgekit: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
