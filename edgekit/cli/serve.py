@@ -16,21 +16,33 @@ SIGTERM end the server after it has answered what it was asked.
 from __future__ import annotations
 
 import argparse
+import importlib
+import json
 import logging
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgekit.serve.listen import Sockets
+    from edgekit.serve.peers import Peers
+    from edgekit.serve.systemd import Notifier
+    from edgekit.serve.tls import TlsFiles
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `edgekit serve`."""
     parser.add_argument("packages", nargs="+", metavar="PACKAGE", help="NAME.edge, or a folder that holds packages")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=_port, default=8000, help="port to listen on, 0 for a free one (default: 8000)")
+    parser.add_argument("--port", type=_port_or_off, default=8000, help="port, 0 for a free one, off for none (8000)")
     parser.add_argument(
         "--grpc-port",
-        type=_grpc_port,
+        type=_port_or_off,
         metavar="PORT",
         help="port to listen on for gRPC, 0 for a free one, off for none (default: the one after --port, 8001)",
     )
@@ -62,52 +74,149 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="let clients load and unload models (default: if only this machine can reach the server)",
     )
+    more.add_argument("--workers", type=_count, default=1, metavar="N", help="processes that share the ports (1)")
+    more.add_argument("--uds", type=Path, metavar="PATH", help="also listen on a Unix socket, for HTTP and gRPC")
+    more.add_argument("--uds-mode", type=_mode, default=0o660, metavar="OCTAL", help="who may use it (default: 660)")
     more.add_argument("--log", choices=("text", "json"), default="text", help="form of the log (default: text)")
     more.add_argument("--log-requests", action="store_true", help="log a line for every inference")
     more.add_argument("--trace-file", type=Path, metavar="FILE", help="where traces go that clients switch on")
+    more = parser.add_argument_group("security", "files are read again on SIGHUP")
+    more.add_argument("--tls-cert", type=Path, metavar="PEM", help="certificate with its chain: TLS on both ports")
+    more.add_argument("--tls-key", type=Path, metavar="PEM", help="its key, without a password")
+    more.add_argument("--tls-client-ca", type=Path, metavar="PEM", help="clients must show a certificate from here")
+    more.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="tokens of clients: a line each, TOKEN or TOKEN control"
+    )
+    more.add_argument(
+        "--open-health",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="answer health questions without a token (default: yes)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop. With --json, one line of JSON says where once requests are taken."""
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # before numpy starts a thread a core, which a server has no use for
+    tls = _tls(args)
+    if _http_port(args) is None and _grpc_port(args) is None and args.uds is None:
+        raise UsageError("Nothing is listened on: --port is off, and there is neither --grpc-port nor --uds.")
+    from edgekit.serve.systemd import Notifier, handed_over
+
+    sockets = handed_over()
+    if args.workers == 1:
+        return _work(args, tls, sockets, None, partial(_announce, args), notifier=Notifier())
+    if sockets is not None:
+        raise UsageError("Sockets from systemd cannot be shared by several workers. Leave out --workers.")
+    from edgekit.serve.listen import bind
+    from edgekit.serve.supervisor import Supervisor
+
+    if tls is not None:
+        tls.context("http/1.1")  # what is wrong with it is said once, and before anything is started
+    _log_to_stderr(args)
+    sockets = bind(args.host, _http_port(args), _grpc_port(args), uds=args.uds, uds_mode=args.uds_mode, shared=True)
+    importlib.import_module("edgekit.serve.server")  # once, for all workers
+    return Supervisor(args.workers, sockets, partial(_work, args, tls)).run(partial(_announce, args))
+
+
+def _work(
+    args: argparse.Namespace,
+    tls: TlsFiles | None,
+    sockets: Sockets | None,
+    peers: Peers | None,
+    ready: Callable[[str], None],
+    orphaned: Callable[[Callable[[], None]], None] | None = None,
+    *,
+    notifier: Notifier | None = None,
+) -> int:
+    """Load and serve, alone or as one of several workers; `ready` is told where and what, as JSON."""
     import msgspec
 
+    from edgekit.runtime.ort import physical_cores
+    from edgekit.serve.auth import Tokens
     from edgekit.serve.library import Library
+    from edgekit.serve.machine import MachineWatch
     from edgekit.serve.server import Server
-    from edgekit.serve.settings import JsonFormatter, LogSettings, TraceSettings
+    from edgekit.serve.settings import LogSettings, TraceSettings
 
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if args.log == "json" else logging.Formatter("%(levelname)s: %(message)s"))
-    logging.getLogger("edgekit").addHandler(handler)
-    logging.getLogger("edgekit.serve").setLevel(logging.INFO)
-    library = Library(args.packages, given=_options(args))
-    models = library.load_all(loaded=lambda model: _say(str(model)))
+    _log_to_stderr(args, worker=None if peers is None else peers.slot)
+    tokens = None if args.token_file is None else Tokens(args.token_file, open_health=args.open_health)
+    share = None if peers is None else {"threads": max(1, physical_cores() // peers.count)}
+    library = Library(args.packages, given=_options(args), otherwise=share)
+    first = peers is None or (peers.slot == 0 and peers.starts == 1)
+    models = library.load_all(loaded=lambda model: _say(str(model)) if first else None)
     server = Server(
         models,
         host=args.host,
-        port=args.port,
-        grpc_port=_chosen(args.grpc_port, args.port),
+        port=_http_port(args),
+        grpc_port=_grpc_port(args),
+        uds=args.uds,
+        uds_mode=args.uds_mode,
+        sockets=sockets,
         library=library,
         watch_s=args.watch or None,
         control=args.control,
+        tls=tls,
+        tokens=tokens,
+        notifier=notifier,
+        peers=peers,
     )
+    server.app.machine = MachineWatch(tells=peers is None or peers.slot == 0)
     server.app.traces = TraceSettings(args.trace_file)
-    server.app.logs = LogSettings(verbose=args.log_requests)
+    server.app.logs = LogSettings(verbose=int(args.log_requests))
+    if orphaned is not None:
+        orphaned(server.stop)
 
-    def ready(url: str) -> None:
-        grpc = server.grpc_address
-        _say(f"ready on {url}, gRPC on {grpc}" if grpc else f"ready on {url}")
-        if args.json:
-            names = [
-                {"name": m.name, "version": m.version, "variant": m.session.variant, "device": m.session.device}
-                for m in models
-            ]
-            sys.stdout.write(msgspec.json.encode({"url": url, "grpc": grpc or None, "models": names}).decode() + "\n")
-            sys.stdout.flush()
+    def started(url: str) -> None:
+        names = [
+            {"name": m.name, "version": m.version, "variant": m.session.variant, "device": m.session.device}
+            for m in models
+        ]
+        ready(msgspec.json.encode({"url": url, "grpc": server.grpc_address or None, "models": names}).decode())
 
-    server.run(ready=ready, signals=True)
+    server.run(ready=started, signals=True)
     return 0
+
+
+def _announce(args: argparse.Namespace, text: str) -> None:
+    found = json.loads(text)
+    places = [found["url"]] if found["url"] else []
+    places += [f"gRPC on {found['grpc']}"] if found["grpc"] else []
+    places += [f"Unix socket {args.uds}"] if args.uds else []
+    _say(f"ready on {', '.join(places)}" + (f", {args.workers} workers" if args.workers > 1 else ""))
+    if args.json:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+
+def _log_to_stderr(args: argparse.Namespace, *, worker: int | None = None) -> None:
+    from edgekit.serve.settings import JsonFormatter
+
+    logger = logging.getLogger("edgekit")
+    for old in [h for h in logger.handlers if isinstance(h, _Stderr)]:  # a worker's supervisor had one
+        logger.removeHandler(old)
+    handler = _Stderr()
+    text = "%(levelname)s: " + ("" if worker is None else f"worker {worker}: ") + "%(message)s"
+    handler.setFormatter(JsonFormatter(worker) if args.log == "json" else logging.Formatter(text))
+    logger.addHandler(handler)
+    logging.getLogger("edgekit.serve").setLevel(logging.INFO)
+
+
+class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """The command's own handler."""
+
+
+def _tls(args: argparse.Namespace) -> TlsFiles | None:
+    if (args.tls_cert is None) != (args.tls_key is None):
+        raise UsageError("TLS needs both --tls-cert and --tls-key.")
+    if args.tls_cert is None:
+        if args.tls_client_ca is not None:
+            raise UsageError("--tls-client-ca is for servers with TLS: give --tls-cert and --tls-key too.")
+        return None
+    from edgekit.serve.tls import TlsFiles
+
+    return TlsFiles(cert=args.tls_cert, key=args.tls_key, client_ca=args.tls_client_ca)
 
 
 def _say(line: str) -> None:
@@ -121,15 +230,29 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _grpc_port(text: str) -> int | str:
+def _port_or_off(text: str) -> int | str:
     return text if text == "off" else _port(text)
 
 
-def _chosen(grpc_port: int | str | None, port: int) -> int | None:
+def _http_port(args: argparse.Namespace) -> int | None:
+    return None if args.port == "off" else int(args.port)
+
+
+def _grpc_port(args: argparse.Namespace) -> int | None:
     """The port for gRPC, or None for no gRPC: as it was given, else the one after HTTP's."""
-    if grpc_port is None:
-        return port + 1 if 0 < port < 65535 else 0
-    return None if isinstance(grpc_port, str) else grpc_port
+    if args.grpc_port is None:
+        return None if args.port == "off" else args.port + 1 if 0 < args.port < 65535 else 0
+    return None if args.grpc_port == "off" else int(args.grpc_port)
+
+
+def _mode(text: str) -> int:
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a mode; expected octal digits such as 660")
+    return mode
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:

@@ -23,10 +23,11 @@ LOGGER = logging.getLogger(__name__)
 
 _STATUS_LINES = {
     status: f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()
-    for status in (200, 400, 403, 404, 405, 408, 413, 414, 415, 417, 431, 500, 501, 503, 504)
+    for status in (200, 400, 401, 403, 404, 405, 408, 413, 414, 415, 417, 431, 500, 501, 503, 504)
 }
 _SINGLE = frozenset(
     (
+        b"authorization",
         b"content-encoding",
         b"content-length",
         b"expect",

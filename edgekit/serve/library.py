@@ -30,6 +30,7 @@ LOGGER = logging.getLogger(__name__)
 
 Signature: TypeAlias = tuple[Any, ...]
 Key: TypeAlias = tuple[str, str]
+Given: TypeAlias = "Mapping[str, Any] | None"
 Answer: TypeAlias = Callable[["Exception | None"], None]
 
 
@@ -101,14 +102,14 @@ def chosen_versions(sources: Sequence[Source], policy: str | int | tuple[str, ..
 
 
 class Library:
-    """The packages under `paths`. `given` are options for all models, as the command line has them.
+    """The packages under `paths`. `given`: options for all models, `otherwise`: where nothing else is said.
 
     `load_all` loads at the start; `start` watches and takes orders on a thread of its own.
     """
 
-    def __init__(self, paths: Iterable[str | Path], *, given: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, paths: Iterable[str | Path], *, given: Given = None, otherwise: Given = None) -> None:
         self._paths = [Path(p) for p in paths]
-        self._given = dict(given or {})
+        self._given, self._otherwise = dict(given or {}), otherwise
         self._extra: dict[str, Mapping[str, Any]] = {}
         self._sources: dict[Path, Source] = {}
         self._loaded: dict[Key, Source] = {}
@@ -293,7 +294,8 @@ class Library:
         return sorted(out, key=lambda s: s.pipeline is not None)
 
     def _options(self, path: Path, name: str) -> ModelOptions:
-        return model_options(path, name, given=self._given, extra=self._extra.get(name))
+        extra = self._extra.get(name)
+        return model_options(path, name, given=self._given, extra=extra, otherwise=self._otherwise)
 
     def _load(self, source: Source) -> Model:
         options = self._options(source.path, source.name)

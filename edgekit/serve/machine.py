@@ -18,17 +18,20 @@ INTERVAL_S = 1.0
 class MachineWatch:
     """Begins to read the machine at `root` when it is first asked, on a thread: a server that nobody watches does not.
 
-    Asking never waits; the first answers are empty.
+    Asking never waits; the first answers are empty. Of several workers on one machine, one `tells` its metrics.
     """
 
-    def __init__(self, root: Path = Path("/")) -> None:
+    def __init__(self, root: Path = Path("/"), *, tells: bool = True) -> None:
         self._root = root
+        self.tells = tells
         self._watch: Watch | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
 
     def lines(self) -> list[str]:
         """Metrics of the machine for Prometheus; energy counts from the first call on."""
+        if not self.tells:
+            return []
         if self._thread is None and not self._closed:
             self._thread = threading.Thread(target=self._begin, name="edgekit-machine", daemon=True)
             self._thread.start()

@@ -123,17 +123,22 @@ def option_files(path: Path) -> tuple[Path, Path]:
 
 
 def model_options(
-    folder: Path, name: str, *, given: Mapping[str, Any] | None = None, extra: Mapping[str, Any] | None = None
+    folder: Path,
+    name: str,
+    *,
+    given: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    otherwise: Mapping[str, Any] | None = None,
 ) -> ModelOptions:
     """The options of model `name`, whose package is the folder `folder`.
 
-    Later ones win: serve.toml's `[defaults]` and `[models.NAME]`, `NAME.toml` (of the package's folder), the command
-    line's `given`, and `extra` of a load request.
+    Later ones win: `otherwise`, serve.toml's `[defaults]` and `[models.NAME]`, `NAME.toml` (of the package's folder),
+    the command line's `given`, and `extra` of a load request.
 
     Raises:
         UsageError: a file cannot be read or holds something that is no option.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(otherwise or {})
     common, own = option_files(folder)
     where = "The options"
     if common.is_file():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import parse_qs, unquote_to_bytes
+from urllib.parse import parse_qs
 
 import msgspec
 
@@ -19,6 +19,7 @@ from edgekit.serve.http_messages import JSON, Handler, HttpRequest, HttpResponse
 from edgekit.serve.messages import InferResponse, RequestError
 from edgekit.serve.model import Model
 from edgekit.serve.options import load_options
+from edgekit.serve.paths import parts_of, path_of
 from edgekit.serve.shared_memory import NoCudaMemory, SharedMemory
 from edgekit.serve.worker import Post
 from edgekit.tensors import Tensors
@@ -66,7 +67,7 @@ class Routes:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _resolve(self, request: HttpRequest) -> Handler:
-        path = _path_of(request.target)
+        path = path_of(request.target)
         methods = self._at(path)
         if methods is None:
             raise RequestError(404, f"Path '{path}' is not one that this server answers.")
@@ -85,7 +86,7 @@ class Routes:
     def _at(self, path: str) -> dict[str, Handler] | None:
         """The methods of `path` with their handlers, or None if there is no such path."""
         app = self._app
-        match [_unquoted(part) for part in path.split("/")]:
+        match parts_of(path):
             case ["", "v2"]:
                 return {"GET": _document(app.server_metadata)}
             case ["", "v2", "health", "live"]:
@@ -319,14 +320,6 @@ def _change(change: Callable[[Mapping[str, Any]], Any]) -> Handler:
     return handler
 
 
-def _path_of(target: bytes) -> str:
-    """The path of a request target, which may be a whole URL; without query."""
-    text = target.decode("latin-1")
-    if text.startswith(("http://", "https://")):
-        text = "/" + text.partition("//")[2].partition("/")[2]
-    return text.partition("?")[0].partition("#")[0]
-
-
 def _top_of(target: bytes) -> int:
     """The `top` of a target's query. Raises InputError unless it is a number of classes."""
     try:
@@ -337,13 +330,6 @@ def _top_of(target: bytes) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 100_000:
         raise InputError(f"Query top is '{text[:20]}'; expected a number of classes.")
     return int(text[:9])
-
-
-def _unquoted(part: str) -> str:
-    try:
-        return unquote_to_bytes(part).decode()
-    except UnicodeDecodeError:
-        raise InputError("The path is not UTF-8.") from None
 
 
 def _always(response: HttpResponse) -> Handler:

@@ -1,61 +1,44 @@
-"""A server: models behind a door, from start to the last answer."""
+"""A server: models behind their doors, from start to the last answer."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
+import contextlib
 import gc
-import ipaddress
+import logging
 import signal
-import socket
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from edgekit._lazy import require
-from edgekit.errors import EdgekitError, UsageError
+from edgekit._lazy import available, require
+from edgekit.errors import EdgekitError
 from edgekit.serve.app import App
+from edgekit.serve.entrance import Entrance, Listening
 from edgekit.serve.http import Door
+from edgekit.serve.http_messages import Handler
 from edgekit.serve.library import Library
 from edgekit.serve.limits import Limits
+from edgekit.serve.listen import UDS_MODE, Sockets, all_local, bind, is_local
 from edgekit.serve.model import Model
 from edgekit.serve.repository import Repository
 from edgekit.serve.routes import Routes
 from edgekit.serve.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
+    from edgekit.serve.auth import Tokens
     from edgekit.serve.h2.limits import Limits as GrpcLimits
+    from edgekit.serve.peers import Peers
+    from edgekit.serve.systemd import Notifier
+    from edgekit.serve.tls import TlsFiles
+
+LOGGER = logging.getLogger(__name__)
 
 DRAIN_S = 10.0
 """How long a server that was told to stop waits for requests in flight."""
-
-
-class Listening(Protocol):
-    """What a server asks of a door: see `edgekit.serve.http.Door`."""
-
-    connections: Any
-    loop: asyncio.AbstractEventLoop
-
-    def __call__(self) -> asyncio.BaseProtocol:
-        """A protocol for one more connection."""
-        ...
-
-    def sweep(self) -> None:
-        """Let go of clients that take too long."""
-        ...
-
-    def drain(self) -> None:
-        """Answer what was asked, and close."""
-        ...
-
-    def abort(self) -> None:
-        """Close at once."""
-        ...
-
-    def close(self) -> None:
-        """Let go of threads, once no connection is left."""
-        ...
 
 
 class Server:
@@ -72,43 +55,54 @@ class Server:
         models: Sequence[Model],
         *,
         host: str = "127.0.0.1",
-        port: int = 8000,
+        port: int | None = 8000,
         limits: Limits | None = None,
         grpc_port: int | None = None,
         grpc_limits: GrpcLimits | None = None,
+        uds: Path | None = None,
+        uds_mode: int = UDS_MODE,
+        sockets: Sockets | None = None,
         library: Library | None = None,
         watch_s: float | None = None,
         control: bool | None = None,
+        tls: TlsFiles | None = None,
+        tokens: Tokens | None = None,
+        notifier: Notifier | None = None,
+        peers: Peers | None = None,
     ) -> None:
-        """Port 0 takes a free one: see `url` and `grpc_address` once it runs; without `grpc_port` there is no gRPC.
+        """Port 0 takes a free one: see `url` and `grpc_address` once it runs; None leaves that door out.
 
-        Clients may share memory with the server where it listens for this machine only. `library` is where `models`
-        came from: it is looked at every `watch_s` seconds (None: never) for packages that changed, and clients may
-        load and unload its models with `control`, which None leaves to servers that only this machine reaches.
+        `uds` is a Unix socket that takes HTTP and gRPC, without TLS. `sockets`, already bound, take the place of host,
+        ports and path. Clients may share memory with the server where it listens for this machine only. `library` is
+        where `models` came from: it is looked at every `watch_s` seconds (None: never) for packages that changed, and
+        clients may load and unload its models with `control`; None leaves that to those with a token for it, and
+        without tokens to servers that only this machine reaches. `peers` are the other workers of this server.
 
         Raises:
             UsageError: two models have one name.
         """
-        local = is_local(host)
-        self.app = App(
-            Repository(models),
-            memory=SharedMemory(allowed=local),
-            library=library,
-            control=local if control is None else control,
-        )
+        local = is_local(host) if sockets is None else all_local([*sockets.http, *sockets.grpc])
+        if control is None:
+            control = local if tokens is None else tokens.any_control
+        self.app = App(Repository(models), memory=SharedMemory(allowed=local), library=library, control=control)
         self._watch_s = watch_s
-        self._host, self._port, self._grpc_port = host, port, grpc_port
+        self._bind = partial(bind, host, port, grpc_port, uds=uds, uds_mode=uds_mode)
+        self._sockets = sockets
         self._limits, self._grpc_limits = limits or Limits(), grpc_limits
+        self._tls, self._tokens, self._notifier, self._peers = tls, tokens, notifier, peers
         self._url = self._grpc_address = ""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
         self._started = threading.Event()
         self._failure: BaseException | None = None
+        self._doors: list[Listening] = []
+        self._entrance: Entrance | None = None
+        self._reloading: asyncio.Task[None] | None = None
 
     @property
     def url(self) -> str:
-        """Where the server answers, such as http://127.0.0.1:8000; empty before it runs."""
+        """Where the server answers, such as http://127.0.0.1:8000; empty before it runs, and without HTTP."""
         return self._url
 
     @property
@@ -120,11 +114,11 @@ class Server:
         """Serve until `stop`, then answer what is in flight and return.
 
         `ready` is called with the URL once requests are accepted. With `signals` (main thread only) the process is
-        the server's: SIGINT and SIGTERM stop it, and a second one ends it without waiting.
+        the server's: SIGINT and SIGTERM stop it, and a second one ends it without waiting; SIGHUP is `reload`.
 
         Raises:
             EdgekitError: the port is taken or not allowed.
-            UsageError: the host is not an address of this machine.
+            UsageError: the host is not an address of this machine, or a certificate cannot be used.
         """
         loop = require("uvloop", why="serve").new_event_loop()
         try:
@@ -138,6 +132,19 @@ class Server:
         loop, stopping = self._loop, self._stopping
         if loop is not None and stopping is not None and not loop.is_closed():
             loop.call_soon_threadsafe(stopping.set)
+
+    def reload(self) -> None:
+        """Read certificates and tokens again, for connections from now on. Safe from any thread.
+
+        Calls of gRPC that are open are finished; then their connections are asked to come again. Files that cannot be
+        used change nothing, and the log says why.
+        """
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._begin_reload, loop)
+
+    def _begin_reload(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._reloading = loop.create_task(self._reload(loop))
 
     def __enter__(self) -> Server:
         self._thread = threading.Thread(target=self._run_on_thread, name="edgekit-server", daemon=True)
@@ -167,100 +174,140 @@ class Server:
         self._loop, self._stopping = loop, asyncio.Event()
         self.app.soon, self.app.later = loop.call_soon, loop.call_later
         routes = Routes(self.app, post=loop.call_soon_threadsafe, max_body_bytes=self._limits.body_bytes)
-        doors: list[Listening] = [Door(routes.handle, limits=self._limits, loop=loop)]
-        listeners = [await self._listen(loop, doors[0], self._port, "--port")]
-        address = address_of(listeners[0])
-        self._url = f"http://{address}"
-        if self._grpc_port is not None:
+        sockets = self._sockets or self._bind()
+        http = Door(self._handler(routes), limits=self._limits, loop=loop)
+        self._doors = [http]
+        with contextlib.ExitStack() as closing:
+            closing.callback(routes.close)
+            closing.callback(sockets.close)
+            self._entrance = Entrance(sockets, http=http, grpc=self._grpc_door(loop, sockets), tls=self._tls)
+            closing.callback(self._entrance.close)
+            if self._peers is not None:
+                inner = await self._join(loop, routes, self._peers)
+                closing.callback(inner.close)
+            await self._entrance.open(loop)
+            if sockets.http:
+                self._url = f"{'http' if self._tls is None else 'https'}://{sockets.address}"
+            self._grpc_address = sockets.grpc_address
+            if signals:
+                self._take_signals(loop)
+            sweeper = loop.create_task(self._sweep())
+            closing.callback(sweeper.cancel)
+            if self.app.library is not None:
+                self.app.library.start(self.app, loop.call_soon_threadsafe, watch_s=self._watch_s)
             try:
-                doors.append(self._grpc_door(loop))
-                listeners.append(await self._listen(loop, doors[1], self._grpc_port, "--grpc-port"))
-            except BaseException:
-                listeners[0].close()
-                await listeners[0].wait_closed()
-                raise
-            self._grpc_address = address_of(listeners[1])
-        if signals:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, self._signalled, doors)
-        shortest = min(self._limits.head_s, self._limits.body_s, self._limits.idle_s, self._limits.linger_s)
-        sweeper = loop.create_task(_every(min(1.0, shortest / 2), [*(door.sweep for door in doors), self.app.sweep]))
-        if signals:
-            gc.collect()
-            gc.freeze()  # what start-up made stays: the collector need not look at it while requests wait
-        if self.app.library is not None:
-            self.app.library.start(self.app, loop.call_soon_threadsafe, watch_s=self._watch_s)
-        try:
-            ready(self._url)
-            await self._stopping.wait()
-        finally:
-            for listener in listeners:
-                listener.close()
-            await _drained(doors)
-            sweeper.cancel()
-            routes.close()
-            for door in doors:
-                door.close()
+                ready(self._url)
+                self._tell_ready()
+                await self._stopping.wait()
+            finally:
+                self.app.ready = False
+                if self._notifier is not None:
+                    self._notifier.stopping()
+                self._entrance.close()
+                await _drained(self._doors, loop)
+                for door in self._doors:
+                    door.close()
 
-    def _grpc_door(self, loop: asyncio.AbstractEventLoop) -> Listening:
+    def _handler(self, routes: Routes) -> Handler:
+        handle: Handler = routes.handle
+        if self._peers is not None:
+            from edgekit.serve.peers import shared
+
+            handle = shared(handle, self._peers)
+        return handle if self._tokens is None else self._tokens.guard(handle)
+
+    def _grpc_door(self, loop: asyncio.AbstractEventLoop, sockets: Sockets) -> Listening | None:
+        """The door for gRPC, where there is a socket for it, or a Unix socket and the libraries for both."""
+        if not sockets.grpc and not (sockets.unix and available("hpack") and available("google.protobuf")):
+            return None
         from edgekit.serve.grpc.door import GrpcDoor  # only where it is asked for
         from edgekit.serve.h2.limits import Limits as GrpcLimits
 
-        limits = self._grpc_limits or GrpcLimits()
-        return GrpcDoor(self.app, limits=limits, loop=loop, post=loop.call_soon_threadsafe)
+        door = GrpcDoor(
+            self.app,
+            limits=self._grpc_limits or GrpcLimits(),
+            loop=loop,
+            post=loop.call_soon_threadsafe,
+            check=None if self._tokens is None else self._tokens.check_call,
+            peers=self._peers,
+        )
+        self._doors.append(door)
+        return door
 
-    async def _listen(self, loop: asyncio.AbstractEventLoop, door: Listening, port: int, option: str) -> asyncio.Server:
-        where = f"port {port} of {self._host}"
-        try:
-            return await loop.create_server(door, self._host, port, backlog=1024)
-        except (socket.gaierror, UnicodeError) as error:
-            raise UsageError(f"Host '{self._host}' is not an address ({error}). Try --host 127.0.0.1.") from error
-        except OSError as error:
-            fixes = {
-                errno.EADDRINUSE: f"is in use. Choose another with {option}, or any free one with {option} 0",
-                errno.EACCES: f"is not allowed to this user. Choose one above 1023 with {option}",
-                errno.EADDRNOTAVAIL: "cannot be listened on: the address is not this machine's. Try --host 127.0.0.1",
-            }
-            why = fixes.get(error.errno or 0, f"cannot be listened on ({error.strerror or error})")
-            raise EdgekitError(f"{where[0].upper()}{where[1:]} {why}.") from error
+    async def _join(self, loop: asyncio.AbstractEventLoop, routes: Routes, peers: Peers) -> asyncio.AbstractServer:
+        """Answer the other workers, and take over what they were told before this one was there."""
+        from edgekit.serve.peers import within
 
-    def _signalled(self, doors: Sequence[Listening]) -> None:
+        def calls() -> Any:
+            from edgekit.serve.grpc.service import Service
+
+            return Service(self.app).methods()
+
+        door = Door(within(routes.handle, calls), limits=self._limits, loop=loop)
+        self._doors.append(door)
+        peers.path.unlink(missing_ok=True)
+        listener = await loop.create_unix_server(door, str(peers.path))
+        if peers.starts > 1:
+            await peers.catch_up(routes.handle)
+        return listener
+
+    def _take_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._signalled)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        gc.collect()
+        gc.freeze()  # what start-up made stays: the collector need not look at it while requests wait
+
+    def _signalled(self) -> None:
         if self._stopping is not None and not self._stopping.is_set():
             self._stopping.set()
         else:
-            for door in doors:
+            for door in self._doors:
                 door.abort()
 
+    async def _reload(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._notifier is not None:
+            self._notifier.reloading()
+        try:
+            if self._tls is not None and self._entrance is not None:
+                await self._entrance.open(loop)
+                LOGGER.info("certificates are read again")
+        except EdgekitError as error:
+            LOGGER.error("certificates stay as they were: %s", error)
+        try:
+            if self._tokens is not None:
+                self._tokens.reload()
+                LOGGER.info("tokens are read again")
+                for door in self._doors[1:]:  # gRPC asks once for the token of calls that look the same
+                    for connection in list(door.connections):
+                        connection.drain()
+        except EdgekitError as error:
+            LOGGER.error("tokens stay as they were: %s", error)
+        self._tell_ready()
 
-def is_local(host: str) -> bool:
-    """Whether only this machine can reach a server that listens on `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    def _tell_ready(self) -> None:
+        if self._notifier is not None:
+            self._notifier.ready(f"serving on {self._url or self._grpc_address}")
+
+    async def _sweep(self) -> None:
+        limits, notifier = self._limits, self._notifier
+        pause_s = min(1.0, min(limits.head_s, limits.body_s, limits.idle_s, limits.linger_s) / 2)
+        if notifier is not None and notifier.watchdog_s is not None:
+            pause_s = min(pause_s, notifier.watchdog_s)
+        while True:
+            await asyncio.sleep(pause_s)
+            for call in (*(door.sweep for door in self._doors), self.app.sweep):
+                call()
+            if notifier is not None and notifier.watchdog_s is not None:
+                notifier.alive()
 
 
-def address_of(listener: asyncio.Server) -> str:
-    """host:port of a listener."""
-    host, port = listener.sockets[0].getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-async def _every(seconds: float, calls: Sequence[Callable[[], None]]) -> None:
-    while True:
-        await asyncio.sleep(seconds)
-        for call in calls:
-            call()
-
-
-async def _drained(doors: Sequence[Listening], *, wait_s: float = DRAIN_S) -> None:
+async def _drained(doors: Sequence[Listening], loop: asyncio.AbstractEventLoop, *, wait_s: float = DRAIN_S) -> None:
     """Let the doors' connections finish, for at most `wait_s` seconds."""
     for door in doors:
         door.drain()
-    end = doors[0].loop.time() + wait_s
-    while any(door.connections for door in doors) and doors[0].loop.time() < end:
+    end = loop.time() + wait_s
+    while any(door.connections for door in doors) and loop.time() < end:
         await asyncio.sleep(0.01)
     for door in doors:
         door.abort()

@@ -211,7 +211,11 @@ class LogSettings:
 
 
 class JsonFormatter(logging.Formatter):
-    """Log records as lines of JSON: time, level, logger, message, and the fields of a request."""
+    """Log records as lines of JSON: time, level, logger, message, the fields of a request, and which `worker`."""
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._worker = {} if worker is None else {"worker": worker}
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
@@ -220,6 +224,7 @@ class JsonFormatter(logging.Formatter):
             "time": f"{stamp}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
+            **self._worker,
         }
         fields = getattr(record, "fields", None)
         document |= fields if isinstance(fields, dict) else {"message": record.getMessage()}

@@ -35,8 +35,8 @@ def test_it_says_what_it_serves_and_where(tiny: Package) -> None:
     assert out == ""
     assert [(m["name"], m["version"], m["variant"]) for m in ready["models"]] == [("tiny", "1", "fp32")]
     first, last = log.splitlines()
-    assert re.match(r"tiny: fp32 \(asked for\), ONNX Runtime .*, CPU, \d+ threads, runs ", first)
-    assert last == f"ready on {ready['url']}"
+    assert re.match(r"tiny: fp32 \(asked for\), ONNX Runtime .*, CPU, \d+ threads?, runs ", first)
+    assert last == f"ready on {ready['url']}, gRPC on {ready['grpc']}"
 
 
 def test_it_loads_neither_torch_nor_onnx_nor_plotting(tiny: Package) -> None:
@@ -111,7 +111,7 @@ def test_what_cannot_be_served_is_one_sentence(tiny: Package, tmp_path: Path, ed
         ((changed,), 1, "was changed: its SHA-256 does not match"),
         ((tiny.path, "--variant", "int4"), 2, "no variant 'int4'"),
         ((tiny.path, "--port", "65536"), 2, "is not a port"),
-        ((tiny.path, "--threads", "0"), 2, "is not a number of threads"),
+        ((tiny.path, "--threads", "0"), 2, "is not a number from 1 to 1024"),
         ((tiny.path, "--host", "no such host.invalid"), 2, "is not an address"),
         ((), 2, "required"),
     ]

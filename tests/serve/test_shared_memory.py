@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from edgekit.errors import InputError
+from edgekit.serve.listen import is_local
 from edgekit.serve.messages import InferRequest, Place, RequestError, SharedInput
-from edgekit.serve.server import is_local
 from edgekit.serve.shared_memory import MAX_REGIONS, NoCudaMemory, SharedMemory
 from edgekit.tensors import dtype_of
 

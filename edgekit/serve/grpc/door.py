@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgekit._lazy import available, require
 from edgekit.errors import InputError
@@ -16,7 +16,7 @@ from edgekit.serve.compress import compress, decompress
 from edgekit.serve.grpc.call import Call, UnaryCall
 from edgekit.serve.grpc.codec import Message, varint
 from edgekit.serve.grpc.reader import InferReader
-from edgekit.serve.grpc.route import STREAM, Method, Route, route_of
+from edgekit.serve.grpc.route import STREAM, Check, Method, Route, route_of
 from edgekit.serve.grpc.schema import schema
 from edgekit.serve.grpc.service import Service
 from edgekit.serve.grpc.streaming import StreamCall
@@ -28,6 +28,9 @@ from edgekit.serve.messages import InferRequest
 from edgekit.serve.model import Model
 from edgekit.serve.worker import Post
 
+if TYPE_CHECKING:
+    from edgekit.serve.peers import Peers
+
 OFFLOAD_BYTES = 32 << 10
 """Messages above this are compressed and decompressed on another thread, so that other calls do not wait."""
 
@@ -38,14 +41,26 @@ Parts: TypeAlias = "list[bytes | memoryview]"
 
 
 class GrpcDoor(H2Door):
-    """The calls of one port. `post` calls back on the server's thread."""
+    """The calls of one port. `post` calls back on the server's thread, `check` asks who calls.
 
-    def __init__(self, app: App, *, limits: Limits, loop: asyncio.AbstractEventLoop, post: Post) -> None:
+    With `peers`, calls about the whole server hold for all workers.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        limits: Limits,
+        loop: asyncio.AbstractEventLoop,
+        post: Post,
+        check: Check | None = None,
+        peers: Peers | None = None,
+    ) -> None:
         for module in ("hpack", "google.protobuf"):
             if not available(module):
                 require(module, why="serve over gRPC")
         super().__init__(limits=limits, loop=loop)
-        self._app, self._post = app, post
+        self._app, self._post, self._check, self._peers = app, post, check, peers
         self.reader = InferReader(app.repository.find)
         self._pool: ThreadPoolExecutor | None = None
         loop.call_later(WARM_S, self.warm)
@@ -58,7 +73,7 @@ class GrpcDoor(H2Door):
 
     @cached_property
     def _methods(self) -> dict[bytes, Method]:
-        return Service(self._app).methods()
+        return Service(self._app).methods(self._peers)
 
     @cached_property
     def _final(self) -> bytes:
@@ -71,7 +86,7 @@ class GrpcDoor(H2Door):
         """The call that `head` asks for."""
         route: Route | None = head.route
         if route is None:
-            route = head.route = route_of(head, self._methods)
+            route = head.route = route_of(head, self._methods, self._check)
         kind = StreamCall if route.method == STREAM else UnaryCall
         return kind(connection, stream_id, send_window, route, self)
 

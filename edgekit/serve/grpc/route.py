@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from edgekit.serve.grpc.status import CallError, Status, error_block, http_block
+from edgekit.serve.grpc.status import CallError, Status, call_error, error_block, http_block
 from edgekit.serve.h2.headers import Head
+from edgekit.serve.messages import RequestError
 
 Answer: TypeAlias = Callable[[Any], bytes]
 """Answers one request message with a response message, at once."""
@@ -46,14 +47,20 @@ class Route:
     refusal: bytes | None = None
 
 
-def route_of(head: Head, methods: Mapping[bytes, Method]) -> Route:
-    """The route of a call; `methods` by their path."""
+Check: TypeAlias = Callable[[bytes, "bytes | None"], None]
+"""Raises RequestError unless the `authorization` header is enough for the method of a path."""
+
+
+def route_of(head: Head, methods: Mapping[bytes, Method], check: Check | None = None) -> Route:
+    """The route of a call; `methods` by their path. `check` asks who calls."""
     headers = head.headers
     if head.method != b"POST":
         return Route(refusal=http_block(405))
     if _KIND.fullmatch(headers.get(b"content-type", b"")) is None:
         return Route(refusal=http_block(415))
     try:
+        if check is not None:
+            check(head.path, headers.get(b"authorization"))
         method = methods.get(head.path)
         if method is None:
             path = head.path[:200].decode(errors="replace")
@@ -66,8 +73,8 @@ def route_of(head: Head, methods: Mapping[bytes, Method]) -> Route:
         return Route(
             method, _seconds(headers.get(b"grpc-timeout")), encoding, headers.get(b"triton_grpc_error") == b"true"
         )
-    except CallError as error:
-        return Route(refusal=error_block(error))
+    except (CallError, RequestError) as error:
+        return Route(refusal=error_block(call_error(error)))
 
 
 def _seconds(text: bytes | None) -> float | None:

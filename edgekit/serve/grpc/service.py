@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgekit._lazy import require
 from edgekit.errors import InputError
@@ -15,6 +15,11 @@ from edgekit.serve.messages import RequestError
 from edgekit.serve.options import load_options
 from edgekit.serve.shared_memory import NoCudaMemory
 
+if TYPE_CHECKING:
+    from edgekit.serve.peers import Peers
+
+Question: TypeAlias = Callable[[Any], Mapping[str, Any]]
+
 SERVICE = "inference.GRPCInferenceService"
 _HEALTH_SERVICES = ("", SERVICE)
 
@@ -25,8 +30,11 @@ class Service:
     def __init__(self, app: App) -> None:
         self._app, self._cuda = app, NoCudaMemory()
 
-    def methods(self) -> dict[bytes, Method]:
-        """Every method by its path: INFER, STREAM, or a function of the request's bytes that gives the response's."""
+    def methods(self, peers: Peers | None = None) -> dict[bytes, Method]:
+        """Every method by its path: INFER, STREAM, or a function of the request's bytes that gives the response's.
+
+        With `peers`, those that are about the whole server hold for all workers.
+        """
         out: dict[bytes, Method] = {}
         for path, method in schemas.schema().methods.items():
             name = path.rpartition(b"/")[2].decode()
@@ -38,9 +46,18 @@ class Service:
                 out[path] = self._later(method, getattr(self, _snake(name)))
             else:
                 out[path] = self._answer(method, getattr(self, _snake(name)))
-        return out
+        if peers is None:
+            return out
+        from edgekit.serve.grpc.shared import shared
 
-    def _answer(self, method: schemas.Method, question: Callable[[Any], Mapping[str, Any]]) -> Answer:
+        return shared(out, peers, self._all_statistics)
+
+    def _all_statistics(self, data: bytes, merged: Question) -> bytes:
+        method = schemas.schema().methods[b"/%b/ModelStatistics" % SERVICE.encode()]
+        own = self._model_statistics(_parsed(method, data))
+        return bytes(_filled(method.response(), merged(own)).SerializeToString())
+
+    def _answer(self, method: schemas.Method, question: Question) -> Answer:
         """`question` takes the request and gives the response's fields, in the words of the protocol's JSON."""
 
         def answer(data: Any) -> bytes:
