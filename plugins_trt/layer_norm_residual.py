@@ -8,7 +8,6 @@ from plugins_trt.body import Body, Of
 from plugins_trt.dims import ceil_div, differ, maximum, power_of_two_at_least, product
 from plugins_trt.operator import (
     C_TYPES,
-    FLOATS,
     Attribute,
     Call,
     Cost,
@@ -16,7 +15,6 @@ from plugins_trt.operator import (
     Operator,
     Port,
     TensorType,
-    numpy_dtype,
 )
 
 if TYPE_CHECKING:
@@ -115,33 +113,11 @@ class LayerNormResidual(Operator):
         b.returns(*((y, b.op("CastLike", total, "x")) if self.keep_sum else (y,)))
 
     def fuse(self, graph: Graph) -> None:
-        """Add (of one shape) and LayerNormalization of the last dimension; with the sum if it is used elsewhere too."""
-        import numpy as np
+        """A residual Add that LayerNorm or RMSNorm follows: see `plugins_trt.norm_fuse`."""
+        from plugins_trt.norm_fuse import fuse_norms
 
-        if self.int8:
-            return
-        for norm in graph.nodes("LayerNormalization"):
-            given = {a.name: a for a in norm.attribute}
-            axis = given["axis"].i if "axis" in given else -1
-            add = graph.producer(norm.input[0], "Add")
-            if add is None or axis != -1 or len([name for name in norm.output if name]) != 1:
-                continue
-            total, shape = add.output[0], graph.shape(add.input[0])
-            shared = len(graph.users(total)) > 1 or graph.leaves(total)
-            dtypes = {graph.dtype(name) for name in (*add.input, *norm.input)}
-            if shared != self.keep_sum or len(dtypes) != 1 or not shape or graph.shape(add.input[1]) != shape:
-                continue
-            columns, dtype = shape[-1], dtypes.pop()
-            weights = [name for name in norm.input[1:] if name]
-            if dtype not in FLOATS or any(graph.shape(name) != (columns,) for name in weights):
-                continue
-            if len(weights) == 1 and isinstance(columns, int):
-                weights.append(graph.add_constant(weights[0], np.zeros(columns, numpy_dtype(dtype))))
-            if len(weights) != 2:
-                continue
-            epsilon = given["epsilon"].f if "epsilon" in given else 1e-5
-            outputs = (norm.output[0], total) if self.keep_sum else (norm.output[0],)
-            graph.replace(self, [add, norm], [*add.input, *weights], outputs, epsilon=epsilon)
+        if not self.int8:
+            fuse_norms(self, graph, keep_sum=self.keep_sum)
 
     def _lanes(self, columns: int, vec: int, threads: int) -> int:
         """Threads that share a row: as much of a warp as has work, else the whole block."""

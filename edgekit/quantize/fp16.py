@@ -82,6 +82,7 @@ def half_model(model: onnx.ModelProto, *, floats: Collection[str] = (), kind: Ha
             graph.node("Cast", [inner], [name], to=_FLOAT)
     graph.refresh()
     out = graph.model()
+    _keep_shapes(model, out, made, kind)
     bodies = body_types(model)
     if bodies:
         how = Conversion(
@@ -93,6 +94,15 @@ def half_model(model: onnx.ModelProto, *, floats: Collection[str] = (), kind: Ha
         )
         halve_bodies(out.graph, how)
     return out
+
+
+def _keep_shapes(model: onnx.ModelProto, out: onnx.ModelProto, made: dict[str, str], kind: Half) -> None:
+    """Tell `out` what `model` says of the shapes of values that are 16 bits now: more than can be inferred."""
+    for value in (*model.graph.value_info, *model.graph.output):
+        if value.name in made:
+            info = out.graph.value_info.add()
+            info.CopyFrom(value)
+            info.name, info.type.tensor_type.elem_type = made[value.name], kind.onnx
 
 
 def rounded_model(model: onnx.ModelProto, *, floats: Collection[str] = (), kind: Half = FP16) -> onnx.ModelProto:
