@@ -20,7 +20,7 @@ from edgekit.quantize.graph import Graph, attribute
 from edgekit.quantize.placement import candidates, weight_axis
 from edgekit.quantize.qdq import affine_u8, is_depthwise
 from edgekit.quantize.ranges import Range
-from edgekit.quantize.weights import LEVELS, QuantWeight, channel_scales, pair_repaired
+from edgekit.quantize.weights import LEVELS, QuantWeight, channel_scales, pair_repaired, trt_scales
 from edgekit.tensors import Array
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def compensated_weights(
         weight, axis = graph.constants[node.input[1]], weight_axis(node)
         factors = _factors(products.sums.pop(node.name))
         is_paired = not is_depthwise(node, weight)
-        out.trt[node.name] = _rounded(node, weight, factors, channel_scales(weight, axis, pair_safe=False))
+        out.trt[node.name] = _rounded(node, weight, factors, trt_scales(weight, axis))
         if not is_paired:
             out.cpu[node.name] = out.trt[node.name]
             continue

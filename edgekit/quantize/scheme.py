@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from edgekit.quantize.correct import bias_corrected
 from edgekit.quantize.fp16 import half_model
 from edgekit.quantize.graph import Graph, attribute
+from edgekit.quantize.half_pairs import with_half_pairs
 from edgekit.quantize.placement import candidates, weight_axis
 from edgekit.quantize.qdq import cpu_int8, is_depthwise
 from edgekit.quantize.ranges import Histogram, Method, Range, range_of
 from edgekit.quantize.trt import trt_int8
-from edgekit.quantize.weights import QuantWeight, channel_scales, quantized
+from edgekit.quantize.weights import QuantWeight, channel_scales, quantized, trt_scales
 from edgekit.tensors import Array
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Scheme:
         """TensorRT's form: symmetric, its placement, the float remainder in FP16 (in float32 without `half`)."""
         model = self._corrected(pair_safe=False)
         made = trt_int8(model, self.symmetric_ranges, floats=self.floats, weights=self.trt_weights)
-        return half_model(made) if half else made
+        return with_half_pairs(half_model(made)) if half else made
 
     def _corrected(self, *, pair_safe: bool) -> onnx.ModelProto:
         if self.means is None:
@@ -102,5 +103,7 @@ class Scheme:
         if known is not None:
             return known.dequantized()
         axis = weight_axis(node)
-        scale = channel_scales(weight, axis, pair_safe=pair_safe and not is_depthwise(node, weight))
+        if not pair_safe:
+            return quantized(weight, trt_scales(weight, axis), axis).dequantized()
+        scale = channel_scales(weight, axis, pair_safe=not is_depthwise(node, weight))
         return quantized(weight, scale, axis).dequantized()

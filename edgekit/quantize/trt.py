@@ -16,7 +16,7 @@ from edgekit.graphs import infer_shapes, model_specs
 from edgekit.quantize.graph import Graph, attribute
 from edgekit.quantize.placement import FUSED, MOVES, weight_axis
 from edgekit.quantize.ranges import Range
-from edgekit.quantize.weights import LEVELS, QuantWeight, channel_scales, quantized
+from edgekit.quantize.weights import LEVELS, QuantWeight, quantized, representable, trt_scales
 from edgekit.tensors import Array
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _steps(graph: Graph, ranges: Mapping[str, Range], tensors: set[str]) -> dict
             group = [t for t in (*node.input, *node.output) if t in peaks]
             largest = max((peaks[t] for t in group), default=0.0)
             peaks.update(dict.fromkeys(group, largest))
-    return {t: max(p / LEVELS, MINIMUM_STEP) for t, p in peaks.items()}
+    return {t: float(representable(np.asarray(max(p / LEVELS, MINIMUM_STEP), np.float32))) for t, p in peaks.items()}
 
 
 def _pair(graph: Graph, tensor: str, step: float, zero: str) -> str:
@@ -129,7 +129,7 @@ def _pair(graph: Graph, tensor: str, step: float, zero: str) -> str:
 def _quantize_weight(graph: Graph, node: Any, rounded: QuantWeight | None) -> None:
     name, axis = node.input[1], weight_axis(node)
     value: Array = graph.constants[name]
-    weight = rounded or quantized(value, channel_scales(value, axis, pair_safe=False), axis)
+    weight = rounded or quantized(value, trt_scales(value, axis), axis)
     scale = graph.constant(f"{name}_scale", weight.scale)
     zero = graph.constant(f"{name}_zero_point", np.zeros(weight.scale.shape, np.int8))
     values = graph.constant(f"{name}_int8", weight.values)

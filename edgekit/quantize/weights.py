@@ -17,6 +17,9 @@ from edgekit.tensors import Array
 LEVELS = 127
 """Largest magnitude of a symmetric eight-bit weight."""
 
+_HALF_NORMAL = 2.0**-14
+"""Smallest FP16 value with all its bits."""
+
 _TINY = np.float32(1e-12)
 
 
@@ -54,6 +57,18 @@ def channel_scales(weight: Array, axis: int, *, pair_safe: bool) -> Array:
         if rows.ndim > 2:
             peak = np.maximum(peak, _pair_peak(np.moveaxis(rows, 1, -1).reshape(len(rows), -1)))
     return np.asarray(np.maximum(peak / LEVELS, _TINY), np.float32)
+
+
+def trt_scales(weight: Array, axis: int) -> Array:
+    """Scale of each channel for TensorRT's form, which has them in FP16 where it can."""
+    return representable(channel_scales(weight, axis, pair_safe=False))
+
+
+def representable(scale: Array) -> Array:
+    """`scale` (float32, above 0) raised to the next value that FP16 has; left alone where FP16 has none near."""
+    near = np.clip(scale, _HALF_NORMAL, 32768).astype(np.float16)
+    up = np.where(near.astype(np.float32) < scale, np.nextafter(near, np.float16(np.inf)), near).astype(np.float32)
+    return np.where((scale >= _HALF_NORMAL) & (scale <= 32768), up, scale).astype(np.float32)
 
 
 def _pair_peak(flat: Array) -> Array:
