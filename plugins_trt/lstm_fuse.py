@@ -1,4 +1,4 @@
-"""ONNX's LSTM with constant weights, as a matrix product and the operator `lstm`."""
+"""ONNX's LSTM with constant weights, or weights made of constants, as a matrix product and the operator `lstm`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import onnx
+    from numpy.typing import NDArray
 
     from plugins_trt.fuse import Graph
 
 ACTIVATIONS = ("sigmoid", "tanh", "tanh")
+_FOLDED = ("Slice", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Identity", "Cast", "Add")
+"""What may stand between a stored weight and the LSTM: PyTorch's exporter reorders gates in the file."""
 _DEFAULTS = {"direction": "forward", "input_forget": 0, "layout": 0}
 
 
@@ -27,7 +30,7 @@ def fuse_lstm(operator: Operator, graph: Graph, *, most_hidden: Mapping[str, int
     for node in graph.nodes("LSTM"):
         names = [*node.input, *[""] * (8 - len(node.input))]
         x, w, r, b, _, h0, c0, _ = names
-        weights = [graph.constant(name) if name else None for name in (w, r, b)]
+        weights = [_folded(graph, name) if name else None for name in (w, r, b)]
         shape, dtype = graph.shape(x), graph.dtype(x)
         reason = _reason(graph, node, names, weights, most_hidden)
         if reason or weights[1] is None or shape is None:
@@ -35,6 +38,7 @@ def fuse_lstm(operator: Operator, graph: Graph, *, most_hidden: Mapping[str, int
             continue
         directions, hidden = weights[1].shape[0], weights[1].shape[2]
         gates = _gates(graph, node, x, weights)
+        r = r if graph.constant(r) is not None else graph.add_constant(r, weights[1])
         h0, c0 = (name or _zeros(graph, node, x, directions, hidden) for name in (h0, c0))
         outputs = [*node.output, *[""] * (3 - len(node.output))]
         y, h, c = (graph.new_name(f"{node.name or 'lstm'}_{word}") for word in "yhc")
@@ -66,6 +70,22 @@ def _reason(
         most = f"up to {most_hidden[dtype]} in {dtype}" if dtype in most_hidden else "of other dtypes"
         return f"it has {hidden} hidden units in {dtype or 'an unknown dtype'}, and the kernel takes sizes {most}."
     return ""
+
+
+def _folded(graph: Graph, name: str) -> NDArray[Any] | None:
+    """The value of `name`, if it is a constant or made of constants alone."""
+    from onnx.reference import ReferenceEvaluator
+
+    constant = graph.constant(name)
+    node = next((n for kind in _FOLDED if (n := graph.producer(name, kind)) is not None), None)
+    if constant is not None or node is None:
+        return constant
+    given = {wanted: _folded(graph, wanted) for wanted in node.input if wanted}
+    if any(value is None for value in given.values()):
+        return None
+    (value,) = ReferenceEvaluator(node, opsets={"": graph.opset}).run(None, given)
+    made: NDArray[Any] = value
+    return made
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:

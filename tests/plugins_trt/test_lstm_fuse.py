@@ -125,3 +125,31 @@ def test_in_half_precision_larger_layers_fit_and_become_plugins() -> None:
     plugged = with_plugins(made, operators(), sm=87)
     assert [use.operator for use in plugged.used] == ["lstm"]
     assert "float16" in plugged.used[0].inputs
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_the_lstm_of_a_pytorch_export_with_its_weights_in_slices() -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+
+    class Encoder(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = torch.nn.LSTM(40, 64, num_layers=2, batch_first=True, bidirectional=True)
+
+        def forward(self, x: Any) -> Any:
+            return torch.relu(self.lstm(x)[0])
+
+    encoder = Encoder().eval()
+    free = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("steps")},)
+    example = (torch.randn(2, 5, 40),)
+    exported = torch.onnx.export(encoder, example, dynamo=True, verbose=False, dynamic_shapes=free).model_proto
+    made, fusions = fused(exported, operators().values())
+    assert [fusion.operator for fusion in fusions] == ["lstm", "lstm"]
+    assert len(made.graph.node) < len(exported.graph.node)
+    x = torch.randn(3, 7, 40)
+    with OrtSession(made.SerializeToString()) as session:
+        (y,) = session.run({session.inputs[0].name: x.numpy()}).values()
+    assert_close([y], [encoder(x).detach().numpy()], relative=1e-5)
+    half, _ = fused(half_model(exported), operators().values())
+    assert len(with_plugins(half, operators(), sm=110).used) == 2
