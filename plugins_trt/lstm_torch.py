@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from plugins_trt.errors import UnsupportedCallError
+from plugins_trt.lstm import GATES
 
 _ONNX_ORDER = (0, 3, 1, 2)
 """PyTorch has the gates as i, f, g, o; ONNX as i, o, f, g."""
@@ -51,24 +52,29 @@ def layer_of(node: Callable[..., Any]) -> Callable[..., Any]:
             )
         if bias.shape != weight_ih.shape[:2]:
             raise UnsupportedCallError(f"lstm: 'bias' is {list(bias.shape)}; it is {list(weight_ih.shape[:2])}.")
-        weight_ih, weight_hh, bias = (_reordered(tensor) for tensor in (weight_ih, weight_hh, bias))
-        gates = x @ weight_ih.flatten(0, 1).transpose(0, 1) + bias.flatten()
-        out = node(gates, weight_hh, h0, c0, hidden_size=weight_hh.shape[-1], direction=direction)
-        return out[0], out[1], out[2]
+        matrix, weight_hh, bias = prepared(weight_ih, weight_hh, bias)
+        hidden = weight_hh.shape[-1]
+        y, h, c = node(x @ matrix + bias, weight_hh, h0, c0, hidden_size=hidden, direction=direction)
+        return y, h, c
 
     return lstm
 
 
-def _reordered(tensor: Any) -> Any:
-    """Rows of the gates, axis 1, from PyTorch's order into ONNX's."""
+def prepared(weight_ih: Any, weight_hh: Any, bias: Any) -> tuple[Any, Any, Any]:
+    """The parameters of `plugins_trt.torch.lstm` in ONNX's order of the gates, as they are used: the matrix that x is
+    multiplied by, [features, directions * 4 * hidden], weight_hh, and the bias of that product."""
     import torch
 
-    parts = tensor.chunk(4, dim=1)
-    return torch.cat([parts[gate] for gate in _ONNX_ORDER], dim=1)
+    def reordered(tensor: Any) -> Any:
+        parts = tensor.chunk(GATES, dim=1)
+        return torch.cat([parts[gate] for gate in _ONNX_ORDER], dim=1)
+
+    matrix = reordered(weight_ih).flatten(0, 1).transpose(0, 1).contiguous()
+    return matrix, reordered(weight_hh), reordered(bias).flatten()
 
 
 def lstm_module(trained: Any) -> Any:
-    """A module that computes what the `torch.nn.LSTM` computes, layer by layer through `plugins_trt.torch.lstm`.
+    """A module that computes what the `torch.nn.LSTM` computes, layer by layer through the operator `lstm`.
 
     Called the same way, with a batch: `y, (h, c) = module(x)` or `module(x, (h0, c0))`; `batch_first` as it was.
     Weights are copied. There is no dropout between layers: it is for inference.
@@ -87,27 +93,30 @@ def lstm_module(trained: Any) -> Any:
             f"lstm_module: this LSTM projects its output to {trained.proj_size} features (proj_size), which the "
             "operator cannot. Leave this layer as it is."
         )
-    layer, directions = function("lstm"), 2 if trained.bidirectional else 1
+    function("lstm")  # makes torch.ops.edgekit.lstm
+    hidden, directions = trained.hidden_size, 2 if trained.bidirectional else 1
+    way = "bidirectional" if trained.bidirectional else "forward"
 
     class Lstm(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.batch_first = trained.batch_first
             for index in range(trained.num_layers):
-                for name, tensor in _parameters(trained, index, directions).items():
+                tensors = prepared(*_parameters(trained, index, directions))
+                for name, tensor in zip(_NAMES, tensors):  # here and not in the graph, which would do it in each call
                     self.register_buffer(f"{name}_{index}", tensor)
 
         def forward(self, x: Any, states: Any = None) -> Any:
             x = x.transpose(0, 1) if self.batch_first else x
             if states is None:
-                zeros = x.new_zeros((trained.num_layers * directions, x.shape[1], trained.hidden_size))
+                zeros = x.new_zeros((trained.num_layers * directions, x.shape[1], hidden))
                 states = (zeros, zeros)
             hs, cs = [], []
             for index in range(trained.num_layers):
                 mine = slice(index * directions, (index + 1) * directions)
-                weights = (getattr(self, f"{name}_{index}") for name in ("weight_ih", "weight_hh", "bias"))
-                way = "bidirectional" if directions == 2 else "forward"
-                x, h, c = layer(x, *weights, states[0][mine], states[1][mine], direction=way)
+                matrix, weight_hh, bias = (getattr(self, f"{name}_{index}") for name in _NAMES)
+                given = (x @ matrix + bias, weight_hh, states[0][mine], states[1][mine])
+                x, h, c = torch.ops.edgekit.lstm(*given, hidden_size=hidden, direction=way)
                 hs.append(h)
                 cs.append(c)
             return x.transpose(0, 1) if self.batch_first else x, (torch.cat(hs), torch.cat(cs))
@@ -115,7 +124,10 @@ def lstm_module(trained: Any) -> Any:
     return Lstm()
 
 
-def _parameters(trained: Any, layer: int, directions: int) -> dict[str, Any]:
+_NAMES = ("matrix", "weight_hh", "bias")
+
+
+def _parameters(trained: Any, layer: int, directions: int) -> tuple[Any, Any, Any]:
     """The parameters of one layer, stacked over directions, with the sum of both biases (zeros without)."""
     import torch
 
@@ -125,4 +137,4 @@ def _parameters(trained: Any, layer: int, directions: int) -> dict[str, Any]:
 
     weight_ih, weight_hh = stacked("weight_ih"), stacked("weight_hh")
     bias = stacked("bias_ih") + stacked("bias_hh") if trained.bias else torch.zeros_like(weight_ih[..., 0])
-    return {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias": bias}
+    return weight_ih, weight_hh, bias
