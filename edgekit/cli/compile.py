@@ -228,6 +228,8 @@ def _print(made: list[Compiled], *, as_json: bool, package: str) -> None:
     ]
     print_table(["engine", "from", "target", "built by", "size>", "build>", "", "products run in"], rows)
     for c in made:
+        if c.plugins:
+            print_text(f"{c.id} runs layers as plugins: {', '.join(c.plugins)}")
         for text in c.warnings:
             note(f"warning: {c.id}: {text.splitlines()[0]}")
         for text in remarks(c.summary) if c.summary is not None else ():

@@ -257,7 +257,6 @@ def _plugins(
     seen: _Model, target: Target, release: str, *, rtx: bool
 ) -> tuple[onnx.ModelProto, tuple[PluginOutlook, ...], str]:
     """The graph that would be built, what plugins do in it, and a reason if they cannot be had at all."""
-    module = "TensorRT-RTX" if rtx else f"TensorRT {release}"
     if not seen.plugins:
         return seen.model, bodies(seen.model, why="--no-plugins"), ""
     made = seen.plugged(target.sm)
@@ -265,7 +264,7 @@ def _plugins(
         return seen.model, bodies(seen.model, why=made), made
     if not rtx and at_least(release, AOT_PLUGINS):
         return made.model, made.layers, ""
-    return seen.model, without(made.layers, module), ""
+    return seen.model, without(made.layers), ""
 
 
 def _operators(seen: _Model, model: onnx.ModelProto, release: str, *, rtx: bool) -> list[OperatorOutlook]:

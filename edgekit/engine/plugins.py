@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from edgekit.engine.operators import AOT_PLUGINS
 from edgekit.engine.options import BuildOptions
 from edgekit.engine.trt_module import TrtModule
 from edgekit.errors import BackendError
@@ -101,9 +102,9 @@ def bodies(model: onnx.ModelProto, *, why: str) -> tuple[PluginOutlook, ...]:
     )
 
 
-def without(layers: tuple[PluginOutlook, ...], module: str) -> tuple[PluginOutlook, ...]:
+def without(layers: tuple[PluginOutlook, ...]) -> tuple[PluginOutlook, ...]:
     """What becomes of `layers` with a TensorRT that has no plugins compiled ahead of time."""
-    why = f"{module} has no plugins compiled ahead of time"
+    why = f"plugins take TensorRT {AOT_PLUGINS} or later, and not TensorRT-RTX"
     return tuple(
         msgspec.structs.replace(layer, how="as it is" if layer.instead_of else "function body", why=why)
         if layer.how == "plugin"

@@ -136,6 +136,8 @@ class TrtModule:
         if builder is None:
             raise BackendError(f"{self.title} gives no builder: is the GPU driver installed? See: edgekit doctor")
         network = builder.create_network(self.network_flags(plugins=plugins))
+        if network is None:
+            raise BackendError(f"{self.title} gives no network for these flags. See: edgekit doctor")
         parser = self.trt.OnnxParser(network, logger)
         if parser.parse_from_file(path):
             return builder, network, []
