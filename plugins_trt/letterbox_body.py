@@ -22,6 +22,8 @@ def write(b: Body, *, nv12: bool) -> None:
     """The whole function, for NHWC frames or for NV12."""
     target = [b.op("Reshape", b.attribute(name), b.constant([1])) for name in ("height", "width")]
     frame = b.cast("frame", "float32")  # at once: TensorRT takes UINT8 into a Cast, and nowhere else
+    signed = b.op("Less", frame, b.constant(0.0))  # bytes that were given as int8
+    frame = b.op("Where", signed, b.op("Add", frame, b.constant(256.0)), frame)
     stored, width = b.size("frame", 1), b.size("frame", 2)
     height = b.op("Div", b.op("Mul", stored, b.constant([2])), b.constant([3])) if nv12 else stored
     inside = [height, width]

@@ -84,6 +84,8 @@ class LetterboxNormalize(Operator):
 
     The frame is NHWC with 1, 3 or 4 channels (the fourth is dropped), or NV12: rows of luma, then half as many rows of
     interleaved chroma, which is taken to lie between its four pixels.
+
+    Frames are uint8, or the same bytes as int8: TensorRT gives plugins no uint8 (see `plugins_trt.nodes`).
     """
 
     kernel_file = "letterbox_normalize.cu"
@@ -94,7 +96,7 @@ class LetterboxNormalize(Operator):
         self.name = "letterbox_normalize" + "_nv12" * nv12
         self.summary = ("NV12" if nv12 else "uint8 NHWC") + " frame to a resized, letterboxed, normalised NCHW input"
         doc = "[N, 3/2 height, width]" if nv12 else "[N, height, width, channels]"
-        self.inputs = (Port("frame", ("uint8",), ranks=(3 if nv12 else 4,), doc=doc),)
+        self.inputs = (Port("frame", ("uint8", "int8"), ranks=(3 if nv12 else 4,), doc=doc),)
         self.attributes = (
             Attribute("height", "int", None, "pixels of the output", minimum=1, maximum=MAX_SIDE),
             Attribute("width", "int", None, "pixels of the output", minimum=1, maximum=MAX_SIDE),
@@ -160,7 +162,7 @@ class LetterboxNormalize(Operator):
         """In float64, rounded once."""
         import numpy as np
 
-        (frame,) = arrays
+        frame = arrays[0].view(np.uint8)
         rows, columns = self.axes(call)
         if self.nv12:
             luma = frame[:, None, : rows.inside]
@@ -268,6 +270,7 @@ class LetterboxNormalize(Operator):
                 self.example((1, 48, 96), height=32, width=40, to=10, mean=mean, std=std, matrix=709, pad=114.0),
                 self.example((1, 2, 2), height=5, width=3, matrix=2020, full_range=1, swap=1),
                 self.example((3, 16, 30), height=33, width=64, antialias=0, centered=0),
+                self.example((1, 6, 8), dtype="int8", height=4, width=8),
             )
         return (
             self.example((2, 7, 5), channels=1, height=3, width=8),
@@ -276,13 +279,16 @@ class LetterboxNormalize(Operator):
             self.example((3, 33, 17), channels=4, height=64, width=66, to=10, keep_aspect=0),
             self.example((1, 70, 256), height=16, width=50, antialias=0, centered=0, swap=1),
             self.example((1, 3, 4000), channels=1, height=2, width=3),
+            self.example((1, 6, 8), dtype="int8", height=4, width=8),
         )
 
-    def example(self, size: tuple[int, int, int], *, channels: int = 3, **attributes: Any) -> Call:
+    def example(
+        self, size: tuple[int, int, int], *, channels: int = 3, dtype: str = "uint8", **attributes: Any
+    ) -> Call:
         """A call on `size`, (frames, height, width)."""
         batch, height, width = size
         shape = (batch, height // 2 * 3, width) if self.nv12 else (batch, height, width, channels)
-        return self.call(TensorType("uint8", shape), **attributes)
+        return self.call(TensorType(dtype, shape), **attributes)
 
 
 def colour_matrix(call: Call) -> tuple[float, ...]:

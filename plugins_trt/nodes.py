@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 BODY_SUFFIX = "_body"
 """Added to the op_type of a node that keeps its function in a file where others of its kind are plugins."""
 
+NOT_FOR_PLUGINS = ("uint8", "bool")
+"""Dtypes that TensorRT's plugins have neither as inputs nor as outputs."""
+
 
 @dataclass(frozen=True)
 class PluginUse:
@@ -95,6 +98,7 @@ def with_plugins(
         operator = operators[node.op_type]
         try:
             call = call_of(operator, node, types)
+            _check_types(operator, call)
             check(operator, call)
         except PluginError as error:
             refused.append(Refusal(node.name, operator.name, str(error)))
@@ -107,6 +111,16 @@ def with_plugins(
     if used and not any(known.domain == DOMAIN for known in out.opset_import):
         out.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
     return Plugged(out, tuple(used), tuple(refused), tuple(graph.fusions), tuple(graph.left))
+
+
+def _check_types(operator: Operator, call: Call) -> None:
+    """Raise UnsupportedCallError for inputs that TensorRT gives no plugin ("PluginTensorDesc", TensorRT 10)."""
+    for port, given in zip(operator.inputs, call.inputs):
+        if given.dtype in NOT_FOR_PLUGINS:
+            instead = (
+                f"give it the same bytes as int8, which {operator.name} takes" if "int8" in port.dtypes else "cast it"
+            )
+            raise call.refuse(f"TensorRT gives plugins no {given.dtype}, as input '{port.name}' is; {instead}.")
 
 
 def call_of(operator: Operator, node: onnx.NodeProto, types: Mapping[str, TensorType]) -> Call:

@@ -53,18 +53,18 @@ struct Run {
 // acc += weight * byte, for LOAD bytes at p. A byte becomes a float by being put under the exponent of 2^23, which is one
 // permutation and one subtraction at full rate; the conversion instruction has a quarter of it.
 __device__ inline void blend(const u8* p, float weight, float (&acc)[LOAD]) {
-    if constexpr (LOAD >= 4) {
-        const Pack<u32, LOAD / 4> words = load_pack<LOAD / 4>(reinterpret_cast<const u32*>(p));
+#if LOAD >= 4
+    const Pack<u32, LOAD / 4> words = load_pack<LOAD / 4>(reinterpret_cast<const u32*>(p));
 #pragma unroll
-        for (int i = 0; i < LOAD; ++i) {
-            const u32 bits = __byte_perm(words.at[i / 4], 0x4b000000u, 0x7440 + i % 4);
-            acc[i] += weight * (__uint_as_float(bits) - 8388608.0f);
-        }
-    } else {
-        const Pack<u8, LOAD> bytes = load_pack<LOAD>(p);
-#pragma unroll
-        for (int i = 0; i < LOAD; ++i) acc[i] += weight * to_float(bytes.at[i]);
+    for (int i = 0; i < LOAD; ++i) {
+        const u32 bits = __byte_perm(words.at[i / 4], 0x4b000000u, 0x7440 + i % 4);
+        acc[i] += weight * (__uint_as_float(bits) - 8388608.0f);
     }
+#else
+    const Pack<u8, LOAD> bytes = load_pack<LOAD>(p);
+#pragma unroll
+    for (int i = 0; i < LOAD; ++i) acc[i] += weight * to_float(bytes.at[i]);
+#endif
 }
 
 // Blends rows of `plane` (Pitch bytes each) for the tile's rows, of which the first is row `top` of the content.

@@ -42,6 +42,13 @@ def test_it_compiles_for_every_target_without_spills(operator: Operator, sm: int
 
 
 @pytest.mark.parametrize(("operator", "call"), SMALL)
+def test_the_awkward_sizes_compile_too(operator: Operator, call: Call) -> None:
+    # The host's compiler takes things that NVIDIA's does not, such as an array without elements.
+    kernel = compiled_kernel(operator, operator.plan(call, tactic=operator.tactics(call, 87)[0], sm=87), sm=87)
+    assert not kernel.resources.spills
+
+
+@pytest.mark.parametrize(("operator", "call"), SMALL)
 def test_the_kernel_agrees_with_the_reference(operator: Operator, call: Call) -> None:
     arrays = operator.sample(call)
     want = operator.reference(call, *arrays)

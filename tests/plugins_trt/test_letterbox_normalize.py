@@ -14,7 +14,9 @@ from plugins_trt.body import model_of
 from plugins_trt.dims import Size
 from plugins_trt.errors import UnsupportedCallError
 from plugins_trt.letterbox_normalize import LetterboxNormalize, content_size
+from plugins_trt.nodes import with_plugins
 from plugins_trt.operator import TensorType
+from plugins_trt.registry import operators
 from tests.cuda_on_host.host import run_operator
 from tests.plugins_trt.checks import assert_close
 
@@ -162,6 +164,25 @@ def test_chroma_lies_between_its_four_pixels() -> None:
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("op", "shape"), [(RGB, (2, 9, 14, 3)), (NV12, (2, 12, 14))])
+def test_the_same_bytes_as_int8_are_the_same_frame(op: LetterboxNormalize, shape: tuple[int, ...]) -> None:
+    frame = frames(shape, 3)
+    call = op.call(TensorType("int8", frame.shape), height=8, width=10)
+    want = op.run_reference(frame, height=8, width=10)
+    assert_close(run_operator(op, call, frame.view(np.int8)), want)
+    with OrtSession(model_of(op, call).SerializeToString()) as session:
+        assert_close([session.run({"frame": frame.view(np.int8)})["y"]], want)
+
+
+def test_tensorrt_gets_it_as_a_plugin_for_int8_and_as_its_function_for_uint8() -> None:
+    calls = {dtype: RGB.example((1, 9, 14), dtype=dtype, height=8, width=8) for dtype in ("int8", "uint8")}
+    made = {dtype: with_plugins(model_of(RGB, call), operators(), sm=87) for dtype, call in calls.items()}
+    assert [use.inputs for use in made["int8"].used] == ["int8[1, 9, 14, 3]"]
+    assert not made["uint8"].used
+    (refusal,) = made["uint8"].refused
+    assert "TensorRT gives plugins no uint8, as input 'frame' is; give it the same bytes as int8" in refusal.reason
+
+
 def test_no_frames_and_a_free_number_of_frames() -> None:
     call = RGB.call(TensorType("uint8", (0, 9, 9, 3)), height=4, width=4)
     (made,) = run_operator(RGB, call, frames((0, 9, 9, 3)))
@@ -237,7 +258,7 @@ def test_calls_that_do_not_fit_are_refused(
 
 
 def test_a_float_frame_is_refused() -> None:
-    with pytest.raises(UnsupportedCallError, match="input 'frame' is float32; it takes uint8"):
+    with pytest.raises(UnsupportedCallError, match="input 'frame' is float32; it takes uint8 or int8"):
         RGB.call(TensorType("float32", (1, 8, 8, 3)), height=8, width=8)
 
 
