@@ -8,6 +8,7 @@ reports/bench.json and reports/bench.png into the package.
   edgekit bench resnet.edge --variant fp32 --variant int8 --threads 1 --seconds 10
   edgekit bench resnet.edge --energy --recipe resnet.py
   edgekit bench resnet.edge --baseline old.json --fail-if "energy>+5%,p99>+10%"
+  edgekit bench resnet.edge --variant int8 --sustained 10m
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from edgekit.bench.joules import LONG_S
 from edgekit.bench.plot import png_of
 from edgekit.bench.runner import SWEEP
 from edgekit.cli.bench_gate import add_gate_arguments, failed, gate_of, print_gate
+from edgekit.cli.bench_sustained import run_sustained_command
 from edgekit.cli.bench_view import print_report
 from edgekit.cli.output import note, print_json
 from edgekit.errors import EdgekitError, MissingDependencyError, StorageError, UsageError
@@ -67,6 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--root", type=Path, default=Path("/"), metavar="DIR", help="where the machine's /sys and /proc are mounted"
     )
     add_gate_arguments(parser)
+    parser.add_argument(
+        "--sustained", metavar="TIME", help="load one variant until the machine is warm, at most so long: 10m, 90s, 1h"
+    )
     parser.add_argument("--no-plot", action="store_true", help="do not draw reports/bench.png")
 
 
@@ -75,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     package = Package.open(args.package)
     _check(args)
     sizes, found = _sizes(args.size), find_sensors(args.root)
+    if args.sustained is not None:
+        return run_sustained_command(args, package, sizes)
     gate = gate_of(args, package, sizes, found)
     energy = args.energy or (gate is not None and gate.energy)
     usual = LONG_S if energy else QUICK_SECONDS if args.quick else SECONDS

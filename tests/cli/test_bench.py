@@ -105,9 +105,17 @@ def test_interrupting_leaves_the_package_as_it_was(tiny: Package) -> None:
     assert sorted(os.listdir(tiny.path)) == before
 
 
+def quick_board(build: Callable[[Path], Path], root: Path) -> Path:
+    """A built tree whose rails are renewed so often that short windows are enough."""
+    build(root)
+    for chip in root.glob("sys/class/hwmon/*/update_interval"):
+        chip.write_text("5\n")
+    return root
+
+
 def test_energy_of_a_board_with_a_rail(digits: Package, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A built tree of an Orin Nano: its rail stands still at 9.25 W."""
-    root = boards.orin_nano(tmp_path / "orin")
+    root = quick_board(boards.orin_nano, tmp_path / "orin")
     arguments = ["--energy", "--root", str(root), "--seconds", "0.1", "--no-plot", "--variant", "int8", "--quick"]
     assert main(["bench", str(digits.path), *arguments, "--json"]) == 0
     (variant,) = json.loads(capsys.readouterr().out)["variants"]
@@ -232,7 +240,7 @@ def test_a_run_never_replaces_its_own_baseline_and_one_without_trials_is_refused
 def test_energy_is_gated_in_as_many_windows(
     digits: Package, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = boards.orin_nano(tmp_path / "orin")
+    root = quick_board(boards.orin_nano, tmp_path / "orin")
     arguments = ["--root", str(root), "--quick", "--seconds", "0.1", "--no-plot", "--variant", "int8", "--trials", "5"]
     assert main(["bench", str(digits.path), *arguments, "--energy", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -243,9 +251,42 @@ def test_energy_is_gated_in_as_many_windows(
     old.write_text(json.dumps(document))
     assert main(["bench", str(digits.path), *arguments, "--baseline", str(old), "--fail-if", "energy>+5%"]) == 1
     assert "int8 energy: worse by at least" in capsys.readouterr().out
-    arguments[1] = str(boards.nano(tmp_path / "nano"))
+    arguments[1] = str(quick_board(boards.agx_orin, tmp_path / "agx"))
     assert main(["bench", str(digits.path), *arguments, "--baseline", str(old), "--fail-if", "energy>+5%"]) == 2
     assert "expected the same scope" in capsys.readouterr().err
+
+
+def test_sustained_says_what_is_missing_and_draws(
+    tiny: Package, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--sustained", "5s", "--variant", "int8"]
+    assert main(["bench", str(tiny.path), *arguments, "--root", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "until the time was over" in out
+    assert "No temperature can be read" in out
+    assert "Nothing on this machine tells whether it is slowed down" in out
+    assert "load by int8" in err
+    report = json.loads((tiny.path / "reports" / "sustained.json").read_text())
+    assert report["sustained_per_s"] > 0
+    assert report["heating"] is None
+    assert report["readings"][-1]["temp_c"] == {}
+    assert (tiny.path / "reports" / "sustained.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--sustained", "soon"], "expected a time"),
+        (["--sustained", "1s"], "expected 5 seconds to 24 hours"),
+        (["--sustained", "10m", "--variant", "fp32", "--variant", "int8"], "looks at one variant"),
+        (["--sustained", "10m", "--energy"], "a run of its own"),
+    ],
+)
+def test_misuse_of_sustained(
+    tiny: Package, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert main(["bench", str(tiny.path), *arguments]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_help_explains(edgekit: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
