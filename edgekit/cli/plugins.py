@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from plugins_trt.operator import Operator
     from plugins_trt.report import KernelReport
 
+OWN = "plugins_trt"
+"""The package of edgekit's own operators."""
+
 TARGETS = ("t4", "a100", "orin-nx", "rtx-4090", "h100", "b200", "thor-t5000", "rtx-5090")
 """One GPU of each generation that kernels are compiled for."""
 
@@ -59,7 +62,8 @@ def _list(chosen: list[Operator], *, as_json: bool) -> int:
         print_json([_operator_document(op) for op in chosen])
         return 0
     for op in chosen:
-        print_text(f"{op.name}: {op.summary}")
+        origin = _package(op)
+        print_text(f"{op.name}: {op.summary}{'' if origin == OWN else f' (from {origin})'}")
         print_text(f"  {', '.join(port.name for port in op.inputs)} -> {', '.join(op.outputs)}")
         for attribute in op.attributes:
             default = "needed" if attribute.default is None else f"default {attribute.default}"
@@ -67,11 +71,17 @@ def _list(chosen: list[Operator], *, as_json: bool) -> int:
     return 0
 
 
+def _package(op: Operator) -> str:
+    """The package that an operator comes from: ours, or one with an entry point in `edgekit.plugins`."""
+    return type(op).__module__.partition(".")[0]
+
+
 def _operator_document(op: Operator) -> dict[str, Any]:
     attributes = [{"name": a.name, "kind": a.kind, "default": a.default, "doc": a.doc} for a in op.attributes]
     return {
         "name": op.name,
         "summary": op.summary,
+        "package": _package(op),
         "inputs": [port.name for port in op.inputs],
         "outputs": list(op.outputs),
         "attributes": attributes,

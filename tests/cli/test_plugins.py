@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from edgekit.cli.main import main
 from edgekit.cli.plugins import TARGETS
 from edgekit.targets import target_of
+from tests.data import ROOT
+from tests.plugins_trt.test_docs import follow
 
 
 def test_every_operator_is_listed_with_its_attributes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,3 +71,21 @@ def test_misuse_is_one_sentence(arguments: list[str], said: str, capsys: pytest.
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_the_operator_of_another_package_is_listed_and_reported(tmp_path: Path) -> None:
+    follow(tmp_path)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path)))}
+
+    def edgekit(*arguments: str) -> str:
+        command = [sys.executable, "-m", "edgekit.cli.main", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "scaled_relu: ReLU of x times one scale a channel, channels last (from mypackage)" in edgekit(
+        "plugins", "list"
+    )
+    (listed,) = json.loads(edgekit("plugins", "list", "scaled_relu", "--json"))
+    assert (listed["package"], listed["source"]) == ("mypackage", "scaled_relu.cu")
+    assert "orin-nx" in edgekit("plugins", "report", "scaled_relu", "--target", "orin-nx")

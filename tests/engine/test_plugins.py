@@ -27,8 +27,9 @@ from tests.data import ROOT
 from tests.engine.conftest import add_variant, saved
 from tests.engine.fakes import RELEASES, fake_module
 from tests.plugins_trt.checks import assert_close
+from tests.plugins_trt.test_docs import follow
 from tests.plugins_trt.test_norm_fuse import outputs
-from tests.quantize.nets import random
+from tests.quantize.nets import model_of, random
 from tests.quantize.packages import package_of
 
 make = onnx.helper.make_node
@@ -222,7 +223,9 @@ def test_the_plan_of_a_recipes_own_nodes(tmp_path: Path) -> None:
     assert [(layer.how, layer.why) for layer in off.plugins] == [("function body", "--no-plugins")]
 
 
-def compiled(package: Path, *arguments: str, release: str = "10.13", sm: str = "110", cuda: int = 99000) -> Any:
+def compiled(
+    package: Path, *arguments: str, release: str = "10.13", sm: str = "110", cuda: int = 99000, installed: Path = ROOT
+) -> Any:
     """`edgekit compile --target this --json` on a machine with a GPU: driver and TensorRT are stand-ins."""
     compiler = shutil.which("cc")
     if compiler is None:
@@ -232,7 +235,8 @@ def compiled(package: Path, *arguments: str, release: str = "10.13", sm: str = "
     macros = [f"-DSM_MAJOR={sm[:-1]}", f"-DSM_MINOR={sm[-1]}", f"-DCUDA={cuda}"]
     options = ["-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1", "-o", str(folder / "libcuda.so.1")]
     subprocess.run([compiler, *macros, *options, str(HERE / "driver.c"), "-ldl"], check=True)
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join((str(ROOT), str(installed)))
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": path}
     command = [sys.executable, "-m", "tests.engine.on_plugins.fake_tensorrt", release, "compile", str(package)]
     done = subprocess.run(
         [*command, "--target", "this", *arguments, "--json"],
@@ -284,6 +288,17 @@ def test_a_driver_that_cannot_read_the_kernels_leaves_the_layers_with_a_warning(
     (warning,) = engine["warnings"]
     assert warning.startswith("no layer becomes a plugin: The driver is for CUDA 12.2 and does not read")
     assert "pip install" in warning
+
+
+def test_an_operator_of_another_package_becomes_a_plugin(tmp_path: Path) -> None:
+    follow(tmp_path / "site")
+    nodes = [make("Mul", ["x", "scale"], ["m"]), make("Relu", ["m"], ["y"], name="relu")]
+    model = model_of(nodes, {"scale": random(16)}, {"x": ("batch", 4, 16)}, ["y"], opset=18)
+    package = package_of(tmp_path / "scaled.edge", model, {"x": random(2, 4, 16)})
+    (engine,) = compiled(package.path, "--variant", "fp32", installed=tmp_path / "site")
+    assert engine["plugins"] == ["edgekit::scaled_relu"]
+    built = json.loads((package.path / engine["file"]).read_bytes())
+    assert built["nodes"] == ["edgekit::scaled_relu"]
 
 
 def test_nvidias_parser_takes_the_nodes_for_the_registered_plugins(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def block(language: str) -> str:
     return "".join(found)
 
 
-def test_the_operator_of_the_walk_through_works(tmp_path: Path) -> None:
+def follow(tmp_path: Path) -> None:
+    """Install what the walk-through writes into a folder, as pip would."""
     package = tmp_path / "mypackage"
     (package / "kernels").mkdir(parents=True)
     (package / "__init__.py").write_text("")
@@ -57,6 +58,10 @@ def test_the_operator_of_the_walk_through_works(tmp_path: Path) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mypackage\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(block("toml").replace("project.entry-points.", "").replace('"', ""))
+
+
+def test_the_operator_of_the_walk_through_works(tmp_path: Path) -> None:
+    follow(tmp_path)
     script = FOLLOW.format(root=str(ROOT), folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
