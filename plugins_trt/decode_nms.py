@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from plugins_trt.fuse import Graph
+
 MAX_TOP_K = 1024
 """Candidates that are held for suppression at most; the kernel's buffer of keys has room for a round beside them."""
 
@@ -137,6 +139,18 @@ class DecodeNms(Operator):
         from plugins_trt.decode_body import write
 
         write(b, self.kind)
+
+    def fuse(self, graph: Graph) -> None:
+        """ONNX's NonMaxSuppression is left, and the reason said: it gives a row for each box that is kept, and looks at
+        any number of boxes, so that none of these operators gives the same."""
+        if self.kind == "boxes":
+            for node in graph.nodes("NonMaxSuppression"):
+                graph.leave(
+                    self,
+                    node,
+                    "it gives as many rows as boxes are kept, and a plugin's outputs have fixed sizes. Have the model "
+                    "end in plugins_trt.torch.decode_nms instead.",
+                )
 
     def threshold(self, call: Call) -> float:
         """The score threshold in the terms of the scores that are given: a logit where they are logits."""

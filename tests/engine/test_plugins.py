@@ -13,9 +13,12 @@ import onnx
 import pytest
 
 from edgekit._lazy import available
+from edgekit.engine.apply import compile_package
+from edgekit.engine.conditions import conditions_resolved
 from edgekit.engine.options import BuildOptions, build_digest
 from edgekit.engine.plan import Outlook, plan_package
 from edgekit.engine.plugins import plugged, plugged_for, sm_of
+from edgekit.engine.profiles import Range
 from edgekit.package import Package
 from edgekit.quantize.fp16 import half_model
 from edgekit.targets import target_of
@@ -23,7 +26,7 @@ from plugins_trt.body import add_functions, node_of
 from plugins_trt.fuse import fused
 from plugins_trt.layer_norm_residual import LayerNormResidual
 from plugins_trt.registry import operator, operators
-from tests.data import ROOT
+from tests.data import ROOT, data_path
 from tests.engine.conftest import add_variant, saved
 from tests.engine.fakes import RELEASES, fake_module
 from tests.plugins_trt.checks import assert_close
@@ -223,6 +226,43 @@ def test_the_plan_of_a_recipes_own_nodes(tmp_path: Path) -> None:
     assert [(layer.how, layer.why) for layer in off.plugins] == [("function body", "--no-plugins")]
 
 
+def test_a_detectors_nms_stays_and_says_what_to_use() -> None:
+    nodes = [
+        make("Transpose", ["s"], ["t"], perm=[0, 2, 1]),
+        make("NonMaxSuppression", ["x", "t", "most", "iou", "score"], ["y"], name="nms"),
+    ]
+    value = onnx.helper.make_tensor_value_info
+    limits = {"most": np.array([10]), "iou": np.array([0.5], np.float32), "score": np.array([0.3], np.float32)}
+    graph = onnx.helper.make_graph(
+        nodes,
+        "detector",
+        [value("x", 1, [1, 50, 4]), value("s", 1, [1, 50, 3])],
+        [value("y", onnx.TensorProto.INT64, ["kept", 3])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in limits.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    notes: list[str] = []
+    assert plugged_for(model, fake_module("10.16"), sm=87, options=BuildOptions(), note=notes.append) is None
+    (note,) = notes
+    assert note.startswith("nms stays as it is: it gives as many rows as boxes are kept")
+    assert "plugins_trt.torch.decode_nms" in note
+
+
+def test_the_lstm_of_a_real_voice_detector() -> None:
+    """Silero VAD: operator set 15, and the LSTM in a branch that the sampling rate decides."""
+    model = onnx.load(data_path("audio_silero_vad/silero_vad_16k_op15.onnx"))
+    sizes = {"input": (1, 576), "state": (2, 1, 128)}
+    resolved, _ = conditions_resolved(model, [{n: Range(min=s, opt=s, max=s) for n, s in sizes.items()}])
+    made = plugged(resolved, sm=87)
+    assert [(layer.operator, layer.how) for layer in made.layers] == [("edgekit::lstm", "plugin")]
+    with_bodies, fusions = fused(onnx.version_converter.convert_version(resolved, 18), operators().values())
+    assert len(fusions) == 1
+    rng = np.random.default_rng(0)
+    feed: dict[str, np.ndarray] = {n: rng.standard_normal(s).astype(np.float32) / 5 for n, s in sizes.items()}
+    feed["sr"] = np.array(16000)
+    assert_close(outputs(with_bodies, feed), outputs(model, feed), relative=1e-5)
+
+
 def compiled(
     package: Path, *arguments: str, release: str = "10.13", sm: str = "110", cuda: int = 99000, installed: Path = ROOT
 ) -> Any:
@@ -299,6 +339,21 @@ def test_an_operator_of_another_package_becomes_a_plugin(tmp_path: Path) -> None
     assert engine["plugins"] == ["edgekit::scaled_relu"]
     built = json.loads((package.path / engine["file"]).read_bytes())
     assert built["nodes"] == ["edgekit::scaled_relu"]
+
+
+@pytest.mark.gpu
+def test_an_engine_with_plugins_computes_what_the_model_does(sequence: Package) -> None:
+    if not available("tensorrt"):
+        pytest.skip("needs TensorRT 10.9 or later")
+    from edgekit.runtime.trt import TrtSession
+
+    package, (engine,) = compile_package(sequence, ["this"])
+    if not engine.plugins:
+        pytest.skip(f"needs TensorRT 10.9 or later: {engine.module}, {engine.warnings}")
+    x = np.random.default_rng(1).standard_normal((3, 6, 16)).astype(np.float32)
+    with TrtSession((package.path / engine.file).read_bytes(), kind="tensorrt", graphs=False, slots=1) as session:
+        got = session.run({"x": x})["y"]
+    assert_close([got], outputs(lstm_net(opset=18), {"x": x}), relative=1e-2)
 
 
 def test_nvidias_parser_takes_the_nodes_for_the_registered_plugins(tmp_path: Path) -> None:
