@@ -15,6 +15,7 @@ from http import HTTPStatus
 from typing import cast
 
 from edgekit._lazy import require
+from edgekit.serve.heads import Heads
 from edgekit.serve.http_messages import Handler, HttpRequest, HttpResponse, error_response
 from edgekit.serve.limits import Limits
 from edgekit.serve.messages import RequestError
@@ -55,6 +56,7 @@ class Door:
         self.loop = loop
         self.new_parser = parser.HttpRequestParser
         self.parser_error, self.upgrade = parser.HttpParserError, parser.HttpParserUpgrade
+        self.heads = Heads()
         self.connections: set[Connection] = set()
         self.buffered = 0
         self.draining = False
@@ -119,10 +121,18 @@ class Connection(asyncio.Protocol):
         """Bytes came: parse them and answer what is complete."""
         if self._refusal is not None or self._lingering:
             return
+        between = self._state == _IDLE and self._answering is None and not self._ready
+        known = self._door.heads.read(data) if between else None
+        if known is not None:
+            self._ready.append(known)
+            self._pump()
+            return
         self._begun = False
         rest: bytes | memoryview = data
         while rest:
             rest = self._feed(rest)
+        if between and len(self._ready) == 1 and self._state == _IDLE and self._refusal is None:
+            self._door.heads.learn(data, self._ready[0])
         if self._state == _HEAD and self._refusal is None:
             self._head_bytes += 0 if self._begun else len(data)
             if self._head_bytes > self._limits.head_bytes:

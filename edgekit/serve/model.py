@@ -58,6 +58,7 @@ class Model:
         self.options = options = options or ModelOptions()
         self.path = path
         self.inputs, self.outputs = session.inputs, session.outputs
+        self._rows_in = self.inputs[0].name if self.inputs and self.inputs[0].batched else None
         self.input_specs = {s.name: s for s in self.inputs}
         self.output_specs = {s.name: s for s in self.outputs}
         self.datatypes = {s.name: dtype_of(s.dtype).oip for s in self.outputs}
@@ -90,8 +91,7 @@ class Model:
 
     def rows_of(self, feed: Feed) -> int:
         """Rows in `feed`, which fits the model; 1 where the batch is not free."""
-        first = self.inputs[0] if self.inputs else None
-        return len(feed[first.name]) if first is not None and first.batched else 1
+        return 1 if self._rows_in is None else len(feed[self._rows_in])
 
     def hold(self) -> None:
         """Keep the session open until `let_go`: another model runs it too."""
