@@ -149,11 +149,17 @@ class RoiAlign(Operator):
             given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
             names = ("output_height", "output_width", "sampling_ratio", "spatial_scale")
             attributes = {name: given.get(name, default) for name, default in zip(names, (1, 1, 0, 1.0))}
-            known = all(graph.shape(name) is not None for name in node.input)
-            if not known or not attributes["sampling_ratio"] or given.get("mode", b"avg") != b"avg":
-                continue
-            attributes["aligned"] = int(given.get("coordinate_transformation_mode", b"half_pixel") == b"half_pixel")
-            graph.replace(self, [node], list(node.input), list(node.output), **attributes)
+            if given.get("mode", b"avg") != b"avg":
+                graph.leave(self, node, "it takes the largest sample, and the kernel the mean.")
+            elif not attributes["sampling_ratio"]:
+                graph.leave(self, node, "the size of each region decides how many samples it takes (sampling_ratio 0).")
+            elif any(graph.shape(name) is None for name in node.input):
+                graph.leave(self, node, "the ranks of its inputs are not known.")
+            else:
+                # Before operator set 16 there is no attribute for it, and coordinates are not aligned.
+                usual = b"half_pixel" if graph.opset >= 16 else b"output_half_pixel"
+                attributes["aligned"] = int(given.get("coordinate_transformation_mode", usual) == b"half_pixel")
+                graph.replace(self, [node], list(node.input), list(node.output), **attributes)
 
     def tactics(self, call: Call, sm: int) -> tuple[int, ...]:
         """Channels of a thread: more are more loads under way, and more registers."""

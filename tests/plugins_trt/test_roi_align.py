@@ -92,6 +92,14 @@ def test_what_it_does_not_stand_for_stays(attributes: dict[str, Any]) -> None:
     assert [node.op_type for node in made.graph.node] == ["RoiAlign"]
 
 
+@pytest.mark.parametrize(("opset", "aligned"), [(15, 0), (16, 1)])
+def test_before_operator_set_16_coordinates_are_not_aligned(opset: int, aligned: int) -> None:
+    given = onnx_model(*given_of((1, 3, 9, 9), 2), sampling_ratio=2)
+    given.opset_import[0].version = opset
+    (node,) = with_plugins(given, operators(), sm=87, fuse=True).model.graph.node
+    assert {a.name: a.i for a in node.attribute}["aligned"] == aligned
+
+
 def test_samples_by_the_bin_are_counted_up_to_the_most() -> None:
     arrays = given_of((1, 2, 40, 40), 12)
     size: dict[str, Any] = {"output_height": 2, "output_width": 2, "spatial_scale": 0.25}
