@@ -80,6 +80,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     more.add_argument("--log", choices=("text", "json"), default="text", help="form of the log (default: text)")
     more.add_argument("--log-requests", action="store_true", help="log a line for every inference")
     more.add_argument("--trace-file", type=Path, metavar="FILE", help="where traces go that clients switch on")
+    more = parser.add_argument_group("energy and heat")
+    more.add_argument("--energy-header", action="store_true", help="tell each request's joules: x-energy-joules")
+    more.add_argument(
+        "--heat-guard",
+        type=_amount,
+        metavar="C",
+        help="step back when fewer than so many degrees are left until the machine slows down (off)",
+    )
+    more.add_argument(
+        "--ready-when-throttled",
+        action="store_true",
+        help="stay ready while the machine is slowed down (default: health/ready is 503 then, with the cause)",
+    )
     more = parser.add_argument_group("security", "files are read again on SIGHUP")
     more.add_argument("--tls-cert", type=Path, metavar="PEM", help="certificate with its chain: TLS on both ports")
     more.add_argument("--tls-key", type=Path, metavar="PEM", help="its key, without a password")
@@ -162,7 +175,15 @@ def _work(
         notifier=notifier,
         peers=peers,
     )
-    server.app.machine = MachineWatch(tells=peers is None or peers.slot == 0)
+    server.app.machine = MachineWatch(tells=peers is None or peers.slot == 0, guards=not args.ready_when_throttled)
+    if args.heat_guard:
+        from edgekit.serve.cooling import Cooling
+
+        server.app.cooling = Cooling(server.app, args.heat_guard)
+    if args.energy_header:
+        from edgekit.serve.energy import EnergyMeter
+
+        server.app.energy = EnergyMeter()
     server.app.traces = TraceSettings(args.trace_file)
     server.app.logs = LogSettings(verbose=int(args.log_requests))
     if orphaned is not None:

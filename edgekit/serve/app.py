@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import edgekit
 from edgekit.errors import InputError
@@ -23,6 +23,10 @@ from edgekit.serve.settings import LogSettings, TraceSettings
 from edgekit.serve.shared_memory import SharedMemory
 from edgekit.serve.wire import float32_from_bfloat16
 from edgekit.serve.worker import Job, Outcome, Post
+
+if TYPE_CHECKING:
+    from edgekit.serve.cooling import Cooling
+    from edgekit.serve.energy import EnergyMeter
 
 EXTENSIONS = (
     "binary_tensor_data",
@@ -71,14 +75,26 @@ class App:
         self.memory = memory or SharedMemory()
         self.library = library
         self.control = control
-        self.ready = True
+        self.open = True
         self.traces = TraceSettings()
         self.logs = LogSettings()
         self.machine = MachineWatch()
+        self.cooling: Cooling | None = None
+        self.energy: EnergyMeter | None = None
         self.soon: Post | None = None
         self.later: Callable[..., Any] | None = None
         self._retiring: list[threading.Thread] = []
         self._ending: list[Model] = []
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests should be sent here."""
+        return not self.unready
+
+    @property
+    def unready(self) -> str:
+        """Why requests should not be sent here; empty if they should."""
+        return self.machine.unready if self.open else "the server is stopping"
 
     def server_metadata(self) -> dict[str, Any]:
         """Name, version and protocol extensions."""
@@ -126,6 +142,8 @@ class App:
     def switch(self, model: Model) -> None:
         """Serve `model` from now on; requests in flight finish on the one that it replaces."""
         old = self.repository.put(model)
+        if self.cooling is not None:
+            self.cooling.refresh()
         if old is not None:
             self._end(old)
 
@@ -184,6 +202,10 @@ class App:
             except Exception as error:
                 failed(error)
                 return
+            if self.energy is not None:
+                share = rows / outcome.rows if outcome.rows else 1.0
+                cost = self.energy.of(outcome.run_ns / 1e9, share=share)
+                response.energy = None if cost is None else (cost.energy_j, cost.source)
             now = time.perf_counter_ns()
             model.stats.succeeded(
                 rows,
@@ -205,6 +227,8 @@ class App:
             answer(error)
 
         try:
+            if self.cooling is not None:
+                self.cooling.check(request)
             if model.worker.closed:  # replaced between the door's look-up and now
                 same = model.version in self.repository.versions(model.name)
                 model = self.repository.find(model.name, model.version if same else "")
@@ -316,7 +340,7 @@ class App:
 
     def close(self) -> None:
         """Release every model."""
-        self.ready = False
+        self.open = False
         if self.library is not None:
             self.library.close()
         self.repository.close()
@@ -325,6 +349,8 @@ class App:
         for thread in self._retiring:
             thread.join(5.0)
         self.machine.close()
+        if self.energy is not None:
+            self.energy.stop()
         self.traces.close()
         self.memory.close()
 

@@ -168,6 +168,10 @@ class Library:
         """Serve `name` no longer, until it is loaded again; with `dependents`, pipelines that run it neither."""
         self._orders.put(partial(self._ordered, partial(self._unload_now, name, dependents), answer))
 
+    def extra_of(self, name: str) -> dict[str, Any]:
+        """The options that the last load of `name` on request came with."""
+        return dict(self._extra.get(name) or {})
+
     def close(self) -> None:
         """End the thread once what it does is done."""
         self._orders.put(None)

@@ -98,9 +98,10 @@ class OutputTensor:
 
 @dataclass(slots=True)  # not frozen, which would triple the time to make one
 class InferResponse:
-    """The answer to one InferRequest."""
+    """The answer to one InferRequest. `energy`: joules of its run, and how they are known."""
 
     model: str
     version: str
     outputs: tuple[OutputTensor, ...]
     id: str = ""
+    energy: tuple[float, str] | None = None

@@ -61,6 +61,11 @@ def _lines(app: App) -> Iterator[str]:
         yield from _batches(labels, model)
     yield from _head("edgekit_ready", "Whether the server takes requests.", "gauge")
     yield f"edgekit_ready {int(app.ready)}"
+    if app.cooling is not None:
+        yield from _head("edgekit_thermal_step", "How far the server steps back from heat, 0 to 3.", "gauge")
+        yield f"edgekit_thermal_step {app.cooling.admission.level}"
+        yield from _head("edgekit_thermal_shed_total", "Requests refused because of heat.", "counter")
+        yield f"edgekit_thermal_shed_total {app.cooling.shed}"
     yield from app.machine.lines()
     resident = resident_bytes()
     if resident is not None:

@@ -28,9 +28,8 @@ QUESTION_S = 1.0
 CHANGE_S = 120.0
 """How long the other workers may take: for an answer, and for a change such as loading a model."""
 
-_MACHINE = tuple(
-    f"edgekit_{part}" for part in ("energy_", "power_", "temperature_", "thermal_", "throttle", "clock_", "load_")
-)
+_MACHINE_PARTS = ("energy_", "power_", "temperature_", "thermal_headroom", "throttle", "clock_", "load_")
+_MACHINE = tuple(f"edgekit_{part}" for part in _MACHINE_PARTS)
 """Metrics of the whole machine, which one worker reports: they carry no worker's number."""
 
 _NAMED = ("# HELP ", "# TYPE ")

@@ -90,9 +90,9 @@ class Routes:
             case ["", "v2"]:
                 return {"GET": _document(app.server_metadata)}
             case ["", "v2", "health", "live"]:
-                return {"GET": _health(lambda: True)}
+                return {"GET": lambda _request, respond: respond(HttpResponse(200))}
             case ["", "v2", "health", "ready"]:
-                return {"GET": _health(lambda: app.ready)}
+                return {"GET": self._ready}
             case ["", "v2", "repository", "index"]:
                 return {"POST": self._index}
             case ["", "v2", "repository", "models", name, "load" | "unload" as what] if name:
@@ -133,6 +133,10 @@ class Routes:
                 change = partial(app.traces.change, model=name)
                 return {"GET": _document(partial(app.traces.document, name)), "POST": _change(change)}
         return None
+
+    def _ready(self, _request: HttpRequest, respond: Respond) -> None:
+        reason = self._app.unready
+        respond(json_response({"ready": False, "reason": reason}, status=503) if reason else HttpResponse(200))
 
     def _model_ready(self, name: str, version: str, _request: HttpRequest, respond: Respond) -> None:
         try:
@@ -226,6 +230,9 @@ class Routes:
     def _send(self, result: InferResponse, accept: bytes | None, respond: Respond) -> None:
         parts, header_length = encode_response(result)
         headers = b"" if header_length is None else b"Inference-Header-Content-Length: %d\r\n" % header_length
+        if result.energy is not None:
+            joules, source = result.energy
+            headers += b"x-energy-joules: %.6g\r\nx-energy-source: %b\r\n" % (joules, source.encode())
         content_type = JSON if header_length is None else BINARY
         encoding = accepted(accept.decode("latin-1")) if accept else ""
         size = sum(map(len, parts)) if encoding else 0
@@ -338,7 +345,3 @@ def _always(response: HttpResponse) -> Handler:
 
 def _document(question: Callable[[], Any]) -> Handler:
     return lambda _request, respond: respond(json_response(question()))
-
-
-def _health(healthy: Callable[[], bool]) -> Handler:
-    return lambda _request, respond: respond(HttpResponse(200 if healthy() else 400))

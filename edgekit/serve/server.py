@@ -8,6 +8,7 @@ import gc
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from edgekit.serve.tls import TlsFiles
 
 LOGGER = logging.getLogger(__name__)
+
+AFTER_START_S = 0.5
+"""The machine's sensors are looked for so long after the server is there."""
 
 DRAIN_S = 10.0
 """How long a server that was told to stop waits for requests in flight."""
@@ -197,10 +201,16 @@ class Server:
                 self.app.library.start(self.app, loop.call_soon_threadsafe, watch_s=self._watch_s)
             try:
                 ready(self._url)
+                if self.app.machine.guards:
+                    loop.call_later(AFTER_START_S, partial(self.app.machine.begin, if_it_throttles=True))
+                if self.app.cooling is not None:
+                    self.app.machine.begin()
+                if self.app.energy is not None:
+                    self.app.energy.start()
                 self._tell_ready()
                 await self._stopping.wait()
             finally:
-                self.app.ready = False
+                self.app.open = False
                 if self._notifier is not None:
                     self._notifier.stopping()
                 self._entrance.close()
@@ -296,10 +306,17 @@ class Server:
             pause_s = min(pause_s, notifier.watchdog_s)
         while True:
             await asyncio.sleep(pause_s)
-            for call in (*(door.sweep for door in self._doors), self.app.sweep):
+            for call in (*(door.sweep for door in self._doors), self.app.sweep, self._look_at_machine):
                 call()
             if notifier is not None and notifier.watchdog_s is not None:
                 notifier.alive()
+
+    def _look_at_machine(self) -> None:
+        self.app.machine.update(time.monotonic())
+        if self.app.cooling is not None:
+            self.app.cooling.update()
+        if self.app.energy is not None:
+            self.app.energy.observe()
 
 
 async def _drained(doors: Sequence[Listening], loop: asyncio.AbstractEventLoop, *, wait_s: float = DRAIN_S) -> None:

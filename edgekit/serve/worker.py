@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from edgekit.runtime.session import Session
@@ -78,7 +78,7 @@ class Worker:
     ) -> None:
         self._session = session
         self._cost = cost
-        self._policy = policy or Policy()
+        self._policy = self._full = policy or Policy()
         self._joiner = joiner or Joiner(session.inputs, session.outputs)
         self._joins = self._policy.max_rows > 1
         self.instances = instances
@@ -99,6 +99,19 @@ class Worker:
     def max_rows(self) -> int:
         """Rows that requests are joined to at most; 1 if they are not joined."""
         return self._policy.max_rows
+
+    @property
+    def full_rows(self) -> int:
+        """What `max_rows` is without `limit_rows`."""
+        return self._full.max_rows
+
+    def limit_rows(self, rows: int) -> None:
+        """Join requests to at most `rows` rows from now on. Called on the server's thread."""
+        if rows == self._policy.max_rows:
+            return
+        preferred = tuple(p for p in self._full.preferred if p <= rows)
+        with self._ready:
+            self._policy = self._batcher.policy = replace(self._full, max_rows=rows, preferred=preferred)
 
     @property
     def closed(self) -> bool:
