@@ -190,6 +190,14 @@ def measure(rounds: int, seconds: float) -> dict[str, Any]:
                 server.process.wait()
 
 
+def show(results: dict[str, Any]) -> None:
+    print("connections   edgekit   grpc.aio   ratio (worst)   asked   CPU a request, us")
+    for count, r in results.items():
+        rates = f"{count:>11} {r['edgekit_per_s']:>9.0f} {r['aio_per_s']:>10.0f}"
+        ratios = f"{r['ratio']:>7.2f} ({r['ratio_worst']:.2f}) {r['asked']:>8}"
+        print(f"{rates} {ratios} {r['edgekit_cpu_us']:>10.0f} and {r['aio_cpu_us']:.0f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -204,11 +212,7 @@ def main() -> None:
     if shutil.which("h2load") is None:
         raise SystemExit("h2load is needed: apt-get install nghttp2-client")
     results = measure(args.rounds, args.seconds)
-    print("connections   edgekit   grpc.aio   ratio (worst)   asked   CPU a request, us")
-    for count, r in results.items():
-        rates = f"{count:>11} {r['edgekit_per_s']:>9.0f} {r['aio_per_s']:>10.0f}"
-        ratios = f"{r['ratio']:>7.2f} ({r['ratio_worst']:.2f}) {r['asked']:>8}"
-        print(f"{rates} {ratios} {r['edgekit_cpu_us']:>10.0f} and {r['aio_cpu_us']:.0f}")
+    show(results)
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n")
 
