@@ -14,6 +14,7 @@ import numpy as np
 from edgekit._lazy import require
 from edgekit.errors import BackendError, ModelError, UnsupportedOperatorError
 from edgekit.runtime.devices import parse_device
+from edgekit.runtime.half_weights import has_half_weights
 from edgekit.runtime.ort_bound import BoundRunner, can_bind
 from edgekit.runtime.ort_providers import check_started, preload_libraries, providers_for, run_error
 from edgekit.tensors import UNNAMED_DIMS, Feed, FeedChecker, Tensors, TensorSpec, dtype_of
@@ -96,7 +97,13 @@ class OrtSession:
             preload_libraries(ort)
         try:
             # without its own fallback, which prints and goes on with the CPU
-            self._session: Any = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+            self._session: Any = ort.InferenceSession(
+                source,
+                options,
+                providers=providers,
+                enable_fallback=0,
+                disabled_optimizers=_crashing(model, place.kind),
+            )
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
             raise _load_error(model, error) from error
         check_started(providers, self._session.get_providers(), place)
@@ -213,6 +220,12 @@ def _spec(value: Any) -> TensorSpec:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def _crashing(model: Path | bytes, device: str) -> list[str] | None:
+    """Optimizations of ONNX Runtime to leave out, or None. On the CPU 1.31 dies of a segmentation fault on a product of
+    FP16 weights behind a Transpose of the batch, once it has made one node of the two."""
+    return ["MatmulTransposeFusion"] if device == "cpu" and has_half_weights(model) else None
 
 
 def _load_error(model: Path | bytes, error: Exception) -> ModelError:
