@@ -105,6 +105,10 @@ class Routes:
                 return _of_memory(app.memory, rest)
             case ["", "v2", "cudasharedmemory", *rest]:
                 return _of_memory(NoCudaMemory(), rest)
+            case ["", "" | "page.js" | "page.css" as name]:
+                from edgekit.serve.page import page_file
+
+                return {"GET": page_file(name)}
             case ["", "metrics"]:
                 return {"GET": self._metrics}
             case ["", "v2", "models", "stats"]:
@@ -126,6 +130,8 @@ class Routes:
                 return {"GET": _document(partial(app.model_config, name, version))}
             case ["stats"]:
                 return {"GET": _document(partial(app.statistics, name, version))}
+            case ["sample"]:
+                return {"GET": partial(self._sample, name, version)}
             case ["infer"]:
                 return {"POST": partial(self._infer, name, version)}
             case ["trace", "setting"]:
@@ -144,6 +150,12 @@ class Routes:
         except RequestError as error:
             raise RequestError(400, str(error)) from None  # 400 is what the protocol's clients expect here
         respond(HttpResponse(200))
+
+    def _sample(self, name: str, version: str, _request: HttpRequest, respond: Respond) -> None:
+        from edgekit.serve.page import sample_request
+
+        model = self._app.repository.find(name, version)
+        self._offload(lambda: json_response(sample_request(model)), respond, respond)
 
     def _index(self, request: HttpRequest, respond: Respond) -> None:
         ready_only = False

@@ -25,6 +25,7 @@ from edgekit.serve.library import Library
 from edgekit.serve.limits import Limits
 from edgekit.serve.listen import UDS_MODE, Sockets, all_local, bind, is_local
 from edgekit.serve.model import Model
+from edgekit.serve.page import same_site
 from edgekit.serve.repository import Repository
 from edgekit.serve.routes import Routes
 from edgekit.serve.shared_memory import SharedMemory
@@ -224,7 +225,7 @@ class Server:
             from edgekit.serve.peers import shared
 
             handle = shared(handle, self._peers)
-        return handle if self._tokens is None else self._tokens.guard(handle)
+        return same_site(handle if self._tokens is None else self._tokens.guard(handle))
 
     def _grpc_door(self, loop: asyncio.AbstractEventLoop, sockets: Sockets) -> Listening | None:
         """The door for gRPC, where there is a socket for it, or a Unix socket and the libraries for both."""

@@ -164,7 +164,7 @@ def test_an_offer_of_another_protocol_is_passed_over(client: Client) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("GET", "/", 200),
         ("GET", "/v2/", 404),
         ("GET", "/v2/models", 404),
         ("GET", "/v2/models/", 404),
