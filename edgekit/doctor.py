@@ -95,6 +95,7 @@ NEEDS = {
     "verify": ("onnxruntime",),
     "run": ("onnxruntime",),
     "bench": ("onnxruntime",),
+    "tune": ("onnxruntime",),
     "serve": ("onnxruntime", "httptools", "uvloop"),
     "inspect": (),
     "monitor": (),

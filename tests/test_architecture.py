@@ -18,7 +18,7 @@ PLUGINS = ROOT / "plugins_trt"
 LEVEL_0 = {"errors", "tensors", "_files", "_lazy"}
 LEVEL_1 = {"package", "manifest", "recipe", "preprocess", "inputs", "graphs", "rewrite", "targets", "gpu", "trt_api"}
 STAGES = {"export", "quantize", "engine", "runtime", "telemetry"}
-LEVEL_3 = {"verify", "inference", "inspect", "layers", "noise", "bench", "serve", "advise", "doctor"}
+LEVEL_3 = {"verify", "inference", "inspect", "layers", "noise", "bench", "serve", "doctor", "tune"}
 LEVELS = {**dict.fromkeys(LEVEL_0, 0), **dict.fromkeys(LEVEL_1, 1), **dict.fromkeys(STAGES, 2)}
 LEVELS |= {**dict.fromkeys(LEVEL_3, 3), "cli": 4, "__main__": 5, "__init__": 5}
 

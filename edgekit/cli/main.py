@@ -18,6 +18,7 @@ COMMANDS = {
     "compile": "add TensorRT engines for a Jetson, RTX or datacenter GPU",
     "verify": "check every variant that this machine can run against the reference",
     "bench": "latency percentiles, throughput and joules per inference, per variant",
+    "tune": "the setting with the least energy or latency, and the commands for it",
     "serve": "serve packages over HTTP (Open Inference Protocol v2)",
     "run": "run images, WAV or npz files through a package",
     "inspect": "what is inside a package: variants, layers, FLOPs, bytes",
