@@ -25,6 +25,8 @@ EXTERNAL_BYTES = 1 << 30
 """Models larger than this keep their weights in `<file>.data`: protobuf ends at 2 GiB."""
 
 STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+PLUGIN_DOMAIN = "edgekit"
+"""Operators of plugins_trt; the bodies of their functions hold for every operator set from 18 on."""
 RUNTIME_DOMAINS = ("com.microsoft",)
 """Operators that ONNX Runtime brings itself."""
 
@@ -170,6 +172,30 @@ def opset_of(model: onnx.ModelProto) -> int:
         if entry.domain in ("", "ai.onnx"):
             return int(entry.version)
     raise ModelError("The model imports no standard ONNX operator set.")
+
+
+def raised_to(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """`model` in a later operator set, with its functions, which onnx's converter drops.
+
+    Raises:
+        ValueError: it has functions other than the plugins', whose nodes may mean something else there.
+        Exception: whatever onnx's converter raises for a model that it cannot convert.
+    """
+    onnx = require("onnx", why="raise a model's operator set")
+    others = [f"{f.domain}::{f.name}" for f in model.functions if f.domain != PLUGIN_DOMAIN]
+    if others:
+        raise ValueError(f"functions are not converted: {others[0]}")
+    out: onnx.ModelProto = onnx.version_converter.convert_version(model, opset)
+    del out.functions[:]
+    for function in model.functions:
+        kept = out.functions.add()
+        kept.CopyFrom(function)
+        for entry in kept.opset_import:
+            if entry.domain in ("", "ai.onnx"):
+                entry.version = opset
+    if model.functions and all(entry.domain != PLUGIN_DOMAIN for entry in out.opset_import):
+        out.opset_import.append(onnx.helper.make_opsetid(PLUGIN_DOMAIN, 1))
+    return out
 
 
 def spec_from_value(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -9,7 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from edgekit._lazy import require
-from edgekit.graphs import opset_of, subgraphs
+from edgekit.graphs import opset_of, raised_to, subgraphs
 
 if TYPE_CHECKING:
     import onnx
@@ -187,10 +187,9 @@ def _remove(graph: onnx.GraphProto, nodes: list[Any]) -> None:
 
 def upgraded(model: onnx.ModelProto, opset: int) -> onnx.ModelProto | None:
     """`model` in operator set `opset`, or None where onnx's converter cannot do it. Newer models stay as they are."""
-    onnx = require("onnx", why="upgrade ONNX models")
     if opset_of(model) >= opset:
         return model
     try:
-        return onnx.version_converter.convert_version(model, opset)
+        return raised_to(model, opset)
     except Exception:  # RuntimeError, ConvertError, ValueError of a model that cannot be serialised
         return None

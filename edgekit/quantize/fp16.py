@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit._lazy import require
-from edgekit.graphs import infer_shapes, opset_of, subgraphs
+from edgekit.graphs import infer_shapes, opset_of, raised_to, subgraphs
 from edgekit.quantize.graph import Graph
 from edgekit.quantize.half_bodies import Conversion, halve_bodies
+from edgekit.quantize.half_plugins import half_ends, is_plugin
 from edgekit.tensors import Array
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ class Half:
     onnx: int
     type_string: str
 
+    @property
+    def dtype(self) -> str:
+        """numpy's name, or "bfloat16"."""
+        return self.type_string[len("tensor(") : -1]
+
 
 FP16 = Half("fp16", 10, "tensor(float16)")
 BF16 = Half("bf16", 16, "tensor(bfloat16)")
@@ -48,11 +54,10 @@ _KEEP = (
 
 def raised_for(model: onnx.ModelProto, kind: Half) -> onnx.ModelProto:
     """`model` at an opset that has `kind` for every common operator (BF16 convolutions came with 22)."""
-    onnx = require("onnx", why="convert models to 16 bits")
     if kind.name == "fp16" or opset_of(model) >= _BF16_OPSET:
         return model
     try:
-        return onnx.version_converter.convert_version(model, _BF16_OPSET)
+        return raised_to(model, _BF16_OPSET)
     except Exception:  # a model that cannot be raised keeps more nodes in float32
         return model
 
@@ -70,7 +75,7 @@ def half_model(model: onnx.ModelProto, *, floats: Collection[str] = (), kind: Ha
     nodes = list(graph.nodes)
     for node in nodes:
         for i, name in enumerate(node.output):
-            if node.name in half and types.get(name) == _FLOAT:
+            if node.name in half and types.get(name) == _FLOAT and gives_half(node, i, kind):
                 made[name] = graph.fresh(f"{name}_half")
                 node.output[i] = made[name]
     for node in nodes:
@@ -150,6 +155,8 @@ def half_weights(value: Array, kind: Half = FP16) -> Array:
 
 def can_be_half(node: Any, opset: int, kind: Half = FP16) -> bool:
     """Whether every float tensor of `node` may be `kind` by the operator's definition."""
+    if is_plugin(node):
+        return half_ends(node.op_type, kind.dtype) is not None
     if node.domain not in ("", "ai.onnx") or node.op_type in _KEEP:
         return False
     schema = _schema(node, opset)
@@ -165,12 +172,21 @@ def can_be_half(node: Any, opset: int, kind: Half = FP16) -> bool:
 
 def takes_half(node: Any, index: int, opset: int, kind: Half = FP16) -> bool:
     """Whether input `index` of `node` follows its first input's type (Resize's scales, for one, do not)."""
+    if is_plugin(node):
+        ends = half_ends(node.op_type, kind.dtype)
+        return ends is not None and index in ends[0]
     schema = _schema(node, opset)
     if schema is None or not schema.inputs:
         return False
     allowed = {c.type_param_str: set(c.allowed_type_strs) for c in schema.type_constraints}
     name = schema.inputs[min(index, len(schema.inputs) - 1)].type_str
     return kind.type_string in allowed.get(name, {name})
+
+
+def gives_half(node: Any, index: int, kind: Half = FP16) -> bool:
+    """Whether the float output `index` of `node`, which takes `kind`, is `kind` too."""
+    ends = half_ends(node.op_type, kind.dtype) if is_plugin(node) else None
+    return ends is None or index in ends[1]
 
 
 def _schema(node: Any, opset: int) -> Any:

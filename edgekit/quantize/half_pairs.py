@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit._lazy import require
-from edgekit.graphs import opset_of
+from edgekit.graphs import opset_of, raised_to
 from edgekit.quantize.fp16 import FP16, types_of
 from edgekit.quantize.graph import Graph, attribute
 
@@ -46,9 +45,8 @@ def with_half_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
 def _raised(model: onnx.ModelProto) -> onnx.ModelProto | None:
     if opset_of(model) >= _HALF_PAIRS_OPSET:
         return model
-    onnx = require("onnx", why="convert models to FP16")
     try:
-        return onnx.version_converter.convert_version(model, _HALF_PAIRS_OPSET)
+        return raised_to(model, _HALF_PAIRS_OPSET)
     except Exception:  # what cannot be raised keeps its casts
         return None
 

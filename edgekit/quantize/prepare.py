@@ -8,7 +8,7 @@ import numpy as np
 
 from edgekit._lazy import require
 from edgekit.errors import ModelError, UsageError
-from edgekit.graphs import all_nodes, opset_of
+from edgekit.graphs import all_nodes, opset_of, raised_to
 from edgekit.quantize.graph import Graph, attribute
 from edgekit.tensors import Array
 
@@ -33,9 +33,8 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     refuse_quantized(model)
     opset = opset_of(model)
     if opset < MINIMUM_OPSET:
-        onnx = require("onnx", why="quantize models")
         try:
-            model = onnx.version_converter.convert_version(model, _TARGET_OPSET)
+            model = raised_to(model, _TARGET_OPSET)
         except Exception as error:
             text = str(error).strip().splitlines()
             raise ModelError(

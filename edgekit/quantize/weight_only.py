@@ -12,7 +12,7 @@ import numpy as np
 
 from edgekit._lazy import require
 from edgekit.errors import ModelError, UsageError
-from edgekit.graphs import opset_of
+from edgekit.graphs import opset_of, raised_to
 from edgekit.quantize.graph import Graph
 from edgekit.tensors import Array
 
@@ -55,11 +55,10 @@ def weight_only(model: onnx.ModelProto, *, bits: int) -> onnx.ModelProto:
         UsageError: it has none.
         ModelError: its opset cannot be raised to 21.
     """
-    onnx = require("onnx", why="quantize models")
     types = require("ml_dtypes", why="write four-bit weights")
     if opset_of(model) < _OPSET:
         try:
-            model = onnx.version_converter.convert_version(model, _OPSET)
+            model = raised_to(model, _OPSET)
         except Exception as error:
             raise ModelError(
                 f"The model's opset {opset_of(model)} cannot be raised to {_OPSET}, which blocks of weights need. "
