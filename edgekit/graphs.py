@@ -181,11 +181,11 @@ def raised_to(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         ValueError: it has functions other than the plugins', whose nodes may mean something else there.
         Exception: whatever onnx's converter raises for a model that it cannot convert.
     """
-    onnx = require("onnx", why="raise a model's operator set")
+    converter = require("onnx.version_converter", why="raise a model's operator set")
     others = [f"{f.domain}::{f.name}" for f in model.functions if f.domain != PLUGIN_DOMAIN]
     if others:
         raise ValueError(f"functions are not converted: {others[0]}")
-    out: onnx.ModelProto = onnx.version_converter.convert_version(model, opset)
+    out: onnx.ModelProto = converter.convert_version(model, opset)
     del out.functions[:]
     for function in model.functions:
         kept = out.functions.add()
@@ -194,7 +194,7 @@ def raised_to(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
             if entry.domain in ("", "ai.onnx"):
                 entry.version = opset
     if model.functions and all(entry.domain != PLUGIN_DOMAIN for entry in out.opset_import):
-        out.opset_import.append(onnx.helper.make_opsetid(PLUGIN_DOMAIN, 1))
+        out.opset_import.add(domain=PLUGIN_DOMAIN, version=1)
     return out
 
 
