@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -41,6 +42,10 @@ LOGGER = logging.getLogger(__name__)
 
 AFTER_START_S = 0.5
 """The machine's sensors are looked for so long after the server is there."""
+
+SWITCH_S = 0.5e-3
+"""How long a model's thread that has finished a run waits for the thread that parses requests to make way, at most:
+Python's own 5 ms are longer than many runs, and under overload that thread never rests."""
 
 DRAIN_S = 10.0
 """How long a server that was told to stop waits for requests in flight."""
@@ -266,6 +271,7 @@ class Server:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._signalled)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
+        sys.setswitchinterval(SWITCH_S)
         gc.collect()
         gc.freeze()  # what start-up made stays: the collector need not look at it while requests wait
 
