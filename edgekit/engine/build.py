@@ -44,8 +44,8 @@ class Built:
     timing_cache: bytes | None
 
 
-_HARMLESS = ("Int64 binding",)
-"""Warnings about what edgekit does anyway."""
+_HARMLESS = ("Int64 binding", "the output tensors of this new instance will not be queryable")
+"""Warnings about what edgekit does anyway: int64 inputs, and functions that are expanded more than once."""
 
 
 class _Journal:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from edgekit.errors import UsageError
+
 DOMAIN = "edgekit"
 """As in plugins_trt, which is only loaded for models that use it."""
 
@@ -19,10 +21,17 @@ def half_ends(name: str, dtype: str) -> tuple[frozenset[int], frozenset[int]] | 
     """Inputs and outputs of the operator that are `dtype` where its first input is, or None if that cannot be.
 
     Inputs with a type of their own (the regions of roi_align, in pixels) keep it.
+
+    Raises:
+        UsageError: another package's operators cannot be loaded.
     """
+    from plugins_trt.errors import PluginError
     from plugins_trt.registry import operators
 
-    operator = operators().get(name)
+    try:
+        operator = operators().get(name)
+    except PluginError as error:
+        raise UsageError(str(error)) from error
     if operator is None:
         return None
     first = operator.inputs[0]

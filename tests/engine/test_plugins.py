@@ -356,6 +356,16 @@ def test_an_engine_with_plugins_computes_what_the_model_does(sequence: Package) 
     assert_close([got], outputs(lstm_net(opset=18), {"x": x}), relative=1e-2)
 
 
+def test_a_broken_package_of_operators_leaves_the_layers_with_a_warning(sequence: Package, tmp_path: Path) -> None:
+    follow(tmp_path / "site")
+    (tmp_path / "site" / "mypackage" / "operators.py").write_text("raise RuntimeError('half installed')\n")
+    (engine,) = compiled(sequence.path, installed=tmp_path / "site")
+    assert engine["plugins"] == []
+    (warning,) = engine["warnings"]
+    assert "no layer becomes a plugin: Plugin 'mypackage.operators:scaled_relu'" in warning
+    assert "half installed" in warning
+
+
 def test_nvidias_parser_takes_the_nodes_for_the_registered_plugins(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx_libs", reason="needs TensorRT-RTX: pip install 'edgekit[rtx]'")
     if not available("tensorrt_bindings"):  # found, not imported: it needs TensorRT itself
