@@ -79,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     more.add_argument("--uds-mode", type=_mode, default=0o660, metavar="OCTAL", help="who may use it (default: 660)")
     more.add_argument("--log", choices=("text", "json"), default="text", help="form of the log (default: text)")
     more.add_argument("--log-requests", action="store_true", help="log a line for every inference")
+    more.add_argument("--otel", action="store_true", help="send a span of each request by OTLP (OTEL_* variables)")
     more.add_argument("--trace-file", type=Path, metavar="FILE", help="where traces go that clients switch on")
     more = parser.add_argument_group("energy and heat")
     more.add_argument("--energy-header", action="store_true", help="tell each request's joules: x-energy-joules")
@@ -185,6 +186,10 @@ def _work(
 
         server.app.energy = EnergyMeter()
     server.app.traces = TraceSettings(args.trace_file)
+    if args.otel:
+        from edgekit.serve.spans import Spans
+
+        server.app.traces.send_to(Spans())
     server.app.logs = LogSettings(verbose=int(args.log_requests))
     if orphaned is not None:
         orphaned(server.stop)

@@ -208,12 +208,7 @@ class App:
                 response.energy = None if cost is None else (cost.energy_j, cost.source)
             now = time.perf_counter_ns()
             model.stats.succeeded(
-                rows,
-                now - started_ns,
-                outcome.queue_ns,
-                outcome.run_ns,
-                outcome.join_ns,
-                outcome.split_ns,
+                rows, now - started_ns, outcome.queue_ns, outcome.run_ns, outcome.join_ns, outcome.split_ns
             )
             if self.traces.active or self.logs.verbose:
                 self._observe(model, request, outcome, started_ns, now)
@@ -222,6 +217,8 @@ class App:
         def failed(error: Exception) -> None:
             now = time.perf_counter_ns()
             model.stats.failed(now - started_ns, status_of(error))
+            if self.traces.active:
+                self.traces.failed(model, request, error, started_ns, now)
             if self.logs.verbose:
                 self.logs.failed(model, request, error, now - started_ns)
             answer(error)

@@ -37,7 +37,7 @@ _SINGLE = frozenset(
         b"transfer-encoding",
     )
 )
-_USED = _SINGLE | {b"accept-encoding", b"content-type", b"origin", b"x-request-id"}
+_USED = _SINGLE | {b"accept-encoding", b"content-type", b"origin", b"traceparent", b"x-request-id"}
 
 GONE_S = 0.25
 """A client that closed its sending side is taken for gone if its request still waits for its turn after so long."""

@@ -69,7 +69,8 @@ class InferRequest:
     """One inference: tensors by name and what to send back.
 
     `outputs` empty means all, raw if `binary`. `shared` are inputs that are still to be read from shared memory.
-    A run that has not begun `timeout_s` after the request came is given up. `tag` names it in logs if `id` does not.
+    A run that has not begun `timeout_s` after the request came is given up. `tag` names it in logs if `id` does not;
+    `traceparent` is the trace that it belongs to.
     """
 
     feed: Tensors
@@ -80,6 +81,7 @@ class InferRequest:
     shared: dict[str, SharedInput] = field(default_factory=dict)
     timeout_s: float | None = None
     tag: str = ""
+    traceparent: str = ""
 
 
 @dataclass(slots=True)  # not frozen, which would triple the time to make one

@@ -195,6 +195,9 @@ class Routes:
             tag = headers.get(b"x-request-id")
             if tag is not None:
                 inference.tag = tag.decode("latin-1")
+            parent = headers.get(b"traceparent")
+            if parent is not None:
+                inference.traceparent = parent.decode("latin-1")
             arrived_ns = request.arrived_ns or time.perf_counter_ns()
             request.cancel = self._app.infer(model, inference, answer, self._post, arrived_ns)
 

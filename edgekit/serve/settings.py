@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
@@ -15,6 +15,9 @@ from edgekit.errors import InputError, UsageError
 from edgekit.serve.messages import InferRequest, RequestError
 from edgekit.serve.model import Model
 from edgekit.serve.worker import Outcome
+
+if TYPE_CHECKING:
+    from edgekit.serve.spans import Spans
 
 TRACES = logging.getLogger("edgekit.serve.trace")
 REQUESTS = logging.getLogger("edgekit.serve.requests")
@@ -43,6 +46,7 @@ class TraceSettings:
         self._path = file
         self._stream: IO[bytes] | None = None
         self._lock = threading.Lock()
+        self.spans: Spans | None = None
         self.active = False
         if file is not None:
             try:
@@ -88,11 +92,14 @@ class TraceSettings:
             self._own[model] = trace
         else:
             self._all = trace
-        self.active = any(t.level != "OFF" and t.count != 0 for t in (self._all, *self._own.values()))
+        wanted = any(t.level != "OFF" and t.count != 0 for t in (self._all, *self._own.values()))
+        self.active = wanted or self.spans is not None
         return self.document(model)
 
     def record(self, model: Model, request: InferRequest, outcome: Outcome, started_ns: int, ended_ns: int) -> None:
         """Leave a trace of an answered request, if it is one of those."""
+        if self.spans is not None:
+            self.spans.answered(model, request, outcome, started_ns, ended_ns)
         trace = self._own.get(model.name, self._all)
         if trace.level == "OFF" or trace.count == 0:
             return
@@ -132,8 +139,19 @@ class TraceSettings:
                 self._stream.write(line + b"\n")
                 self._stream.flush()
 
+    def send_to(self, spans: Spans) -> None:
+        """Make spans of all requests too."""
+        self.spans, self.active = spans, True
+
+    def failed(self, model: Model, request: InferRequest, error: Exception, started_ns: int, ended_ns: int) -> None:
+        """Leave a span of a request that was answered with an error."""
+        if self.spans is not None:
+            self.spans.failed(model, request, error, started_ns, ended_ns)
+
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and send the spans that are left."""
+        if self.spans is not None:
+            self.spans.close()
         if self._stream is not None:
             self._stream.close()
             self._stream = None

@@ -34,11 +34,12 @@ class Call(Stream):
     """What unary calls and streams share.
 
     `answering` is False once the status is decided, or nobody waits for it; `begun` once the answer's head is sent.
-    `many`: whether a client may take its time between messages.
+    `traceparent` is the trace that it belongs to. `many`: whether a client may take its time between messages.
     """
 
     many = begun = False
     answering = True
+    traceparent = ""
     buffer: bytearray | None = None
     timer: asyncio.TimerHandle | None = None
 
@@ -152,7 +153,7 @@ class UnaryCall(Call):
             known = self.serve.reader.recall(whole) if self.route.method is INFER else None
             if known is None:
                 self._act(whole)
-            elif (cancel := self.serve.infer(*known, self.answer)) is not None and self.answering:
+            elif (cancel := self.serve.infer(*known, self.answer, self.traceparent)) is not None and self.answering:
                 self.cancel = cancel
         except Exception as error:
             self.fail(error)
@@ -175,7 +176,7 @@ class UnaryCall(Call):
             return
         method = self.route.method
         if method is INFER:
-            cancel = self.serve.read_and_infer(message, self.answer)
+            cancel = self.serve.read_and_infer(message, self.answer, self.traceparent)
             if self.answering:
                 self.cancel = cancel
         elif isinstance(method, Later):

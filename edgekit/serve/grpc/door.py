@@ -88,21 +88,26 @@ class GrpcDoor(H2Door):
         if route is None:
             route = head.route = route_of(head, self._methods, self._check)
         kind = StreamCall if route.method == STREAM else UnaryCall
-        return kind(connection, stream_id, send_window, route, self)
+        call = kind(connection, stream_id, send_window, route, self)
+        if self._app.traces.spans is not None:
+            call.traceparent = head.headers.get(b"traceparent", b"").decode("latin-1")
+        return call
 
-    def read_and_infer(self, message: Message, answer: Answer) -> Cancel | None:
+    def read_and_infer(self, message: Message, answer: Answer, traceparent: str = "") -> Cancel | None:
         """Run the inference in `message` and call `answer` with what became of it, now or later.
 
         What is returned gives it up while it waits.
         """
         try:
-            return self.infer(*self.reader.read(message), answer)
+            return self.infer(*self.reader.read(message), answer, traceparent)
         except Exception as error:
             answer(error)
             return None
 
-    def infer(self, model: Model, request: InferRequest, answer: Answer) -> Cancel | None:
+    def infer(self, model: Model, request: InferRequest, answer: Answer, traceparent: str = "") -> Cancel | None:
         """Run `request`; as `read_and_infer`."""
+        if traceparent:
+            request.traceparent = traceparent
         return self._app.infer(model, request, answer, self._post, time.perf_counter_ns())
 
     def stream_answer(self, parts: Parts, size: int) -> tuple[Parts, int]:

@@ -128,7 +128,7 @@ class StreamCall(Call):
         if not self.answering:
             return
         self.hold(-held)
-        slot.cancel = self.serve.read_and_infer(message, partial(self._answer, slot))
+        slot.cancel = self.serve.read_and_infer(message, partial(self._answer, slot), self.traceparent)
 
     def _answer(self, slot: _Slot, result: InferResponse | Exception) -> None:
         if not self.answering:
