@@ -89,6 +89,10 @@ class Routes:
         match parts_of(path):
             case ["", "v2"]:
                 return {"GET": _document(app.server_metadata)}
+            case ["", "v2", "openapi.json"]:
+                from edgekit.serve.openapi import document
+
+                return {"GET": _document(document)}
             case ["", "v2", "health", "live"]:
                 return {"GET": lambda _request, respond: respond(HttpResponse(200))}
             case ["", "v2", "health", "ready"]:
