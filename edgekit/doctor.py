@@ -76,6 +76,9 @@ DEPENDENCIES = (
     Dependency(module="httptools", distributions=("httptools",), extra="serve", use="parses HTTP"),
     Dependency(module="uvloop", distributions=("uvloop",), extra="serve", use="the server's event loop"),
     Dependency(module="matplotlib", distributions=("matplotlib",), extra="bench", use="draws reports/bench.png"),
+    Dependency(
+        module="mlperf_loadgen", distributions=("mlcommons-loadgen",), extra="loadgen", use="MLPerf scenarios of bench"
+    ),
     Dependency(module="pynvml", distributions=("nvidia-ml-py",), extra="telemetry", use="energy of NVIDIA GPUs"),
     Dependency(module="zstandard", distributions=("zstandard",), extra="telemetry", use="captures as .tar.zst"),
     Dependency(module="cuda.bindings", distributions=("cuda-bindings",), extra="plugins", use="compiles CUDA plugins"),

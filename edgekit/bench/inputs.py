@@ -36,15 +36,15 @@ class Inputs:
         """Whether several samples go in one call."""
         return self.specs[0].batched
 
-    def feeds(self, batch: int) -> list[Tensors]:
-        """Feeds of `batch` samples each, different ones while samples and memory last; samples repeat to fill one.
+    def feeds(self, batch: int, *, most: int = MOST_FEEDS) -> list[Tensors]:
+        """At most `most` feeds of `batch` samples each, different ones while samples and memory last.
 
-        With a fixed batch every feed is one block of it, whatever `batch` is.
+        Samples repeat to fill one. With a fixed batch every feed is one block of it, whatever `batch` is.
         """
         size = batch if self.dynamic else 1
         count = self.samples
         bytes_each = max(1, sum(a.nbytes for a in self.arrays.values()) * size // count)
-        many = max(1, min(MOST_FEEDS, -(-count // size), MOST_BYTES // bytes_each))
+        many = max(1, min(most, -(-count // size), MOST_BYTES // bytes_each))
         return [self._feed(np.arange(i * size, (i + 1) * size) % count) for i in range(many)]
 
     def _feed(self, rows: Array) -> Tensors:

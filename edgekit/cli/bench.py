@@ -9,6 +9,7 @@ reports/bench.json and reports/bench.png into the package.
   edgekit bench resnet.edge --energy --recipe resnet.py
   edgekit bench resnet.edge --baseline old.json --fail-if "energy>+5%,p99>+10%"
   edgekit bench resnet.edge --variant int8 --sustained 10m
+  edgekit bench resnet.edge --variant int8 --scenario offline
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from edgekit.bench.joules import LONG_S
 from edgekit.bench.plot import png_of
 from edgekit.bench.runner import SWEEP
 from edgekit.cli.bench_gate import add_gate_arguments, failed, gate_of, print_gate
+from edgekit.cli.bench_scenario import add_scenario_arguments, check_no_scenario, run_scenario_command
 from edgekit.cli.bench_sustained import run_sustained_command
 from edgekit.cli.bench_view import print_report
 from edgekit.cli.output import note, print_json
@@ -43,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variant", action="append", metavar="V", help="measure this variant (repeat for more); default: all"
     )
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="batch of the latencies (default 1)")
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="batch of the latencies (default 1); with --scenario at most (32)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the runtime; default: physical cores")
     parser.add_argument(
         "--seconds",
@@ -72,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sustained", metavar="TIME", help="load one variant until the machine is warm, at most so long: 10m, 90s, 1h"
     )
+    add_scenario_arguments(parser)
     parser.add_argument("--no-plot", action="store_true", help="do not draw reports/bench.png")
 
 
@@ -80,6 +85,10 @@ def run(args: argparse.Namespace) -> int:
     package = Package.open(args.package)
     _check(args)
     sizes, found = _sizes(args.size), find_sensors(args.root)
+    if args.scenario is not None:
+        return run_scenario_command(args, package, sizes)
+    check_no_scenario(args)
+    args.batch = 1 if args.batch is None else args.batch
     if args.sustained is not None:
         return run_sustained_command(args, package, sizes)
     gate = gate_of(args, package, sizes, found)

@@ -45,7 +45,7 @@ def test_however_it_ends_the_mode_is_that_of_before(tiny: Package, tmp_path: Pat
     process = board.start(tiny.path, "--objective", "latency", "--seconds", "20", "--batch", "1", "--streams", "1,2")
     board.wait_for(mode=0)
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == (-9 if number == signal.SIGKILL else 130), err
     board.wait_for(mode=1)
     assert not (tiny.path / "reports" / "tune.json").exists()
@@ -88,7 +88,7 @@ def test_a_machine_that_cannot_be_set_back_says_the_command(tiny: Package, tmp_p
     board.wait_for(mode=0)
     (board.here / "refuse").touch()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "could not be set back" in err
     assert "Run: sudo nvpmodel -m 1" in err

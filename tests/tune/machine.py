@@ -58,7 +58,7 @@ class Machine:
             command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def wait_for(self, *, mode: int, seconds: float = 20) -> None:
+    def wait_for(self, *, mode: int, seconds: float = 60) -> None:
         """Until that mode is set."""
         deadline = time.monotonic() + seconds
         while self.mode != mode:
