@@ -108,12 +108,15 @@ class Graph:
         return users[0] if len(users) == 1 and _is(users[0], op_type) and not self.leaves(name) else None
 
     def constant(self, name: str) -> NDArray[Any] | None:
-        """The value of an initializer or of a Constant node."""
+        """The value of an initializer or of a Constant node, also through an Identity (exporters share weights so)."""
         from onnx import numpy_helper
 
         if name in self._weights:
             held: NDArray[Any] = numpy_helper.to_array(self._weights[name])
             return held
+        same = self.producer(name, "Identity")
+        if same is not None:
+            return self.constant(same.input[0])
         node = self.producer(name, "Constant")
         for attribute in node.attribute if node is not None else ():
             if attribute.name == "value":

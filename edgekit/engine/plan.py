@@ -193,7 +193,8 @@ class _Model:
         """The graph with plugins for compute capability `sm`, no kernel compiled for it; or why there are none."""
         if sm not in self._plugged:
             try:
-                self._plugged[sm] = plugged(self.model, sm=sm, compiles=False)
+                self._plugged[sm] = made = plugged(self.model, sm=sm, compiles=False)
+                del made.model.graph.initializer[:]  # one copy of the weights for each target would be too many
             except BackendError as error:
                 self._plugged[sm] = str(error)
         return self._plugged[sm]
