@@ -89,6 +89,10 @@ class Graph:
         """The shape of a value, a free dimension by its name; None if its rank is not known."""
         return self._shapes.get(name)
 
+    def set_shape(self, name: str, shape: tuple[int | str, ...]) -> None:
+        """Say what is known of a value's shape for another reason."""
+        self._shapes[name] = shape
+
     def producer(self, name: str, op_type: str) -> onnx.NodeProto | None:
         """The node that makes a value, if it is of that kind."""
         node = self._indexed().makers.get(name) if name else None

@@ -44,6 +44,8 @@ def fuse_norms(operator: Operator, graph: Graph, *, keep_sum: bool) -> None:
         shared = bool(others) or graph.leaves(norm.total)
         if add is None or shared != keep_sum or any(graph.constant(name) is not None for name in add.input):
             continue
+        if norm.whole and len(found.nodes) == 1:
+            _learn_columns(graph, norm.weight, (*add.input, norm.total, norm.y))
         last, shape, dtype = norm.nodes[-1], graph.shape(add.input[0]), graph.dtype(norm.total)
         if not norm.whole:
             graph.leave(operator, last, "it does not normalise over the last dimension alone, or gives its mean too.")
@@ -59,6 +61,17 @@ def fuse_norms(operator: Operator, graph: Graph, *, keep_sum: bool) -> None:
             outputs = (norm.y, norm.total) if keep_sum else (norm.y,)
             inputs, rms = [*add.input, *row], int(norm.rms)
             graph.replace(operator, [add, *norm.nodes], inputs, outputs, epsilon=norm.epsilon, rms=rms)
+
+
+def _learn_columns(graph: Graph, weight: str, names: Sequence[str]) -> None:
+    """A norm's weight is as long as the rows that it is for, which says what inference may not have found out."""
+    row = graph.shape(weight)
+    if row is None or len(row) != 1 or not isinstance(row[0], int) or row[0] == 1:
+        return
+    for name in names:
+        shape = graph.shape(name)
+        if shape and isinstance(shape[-1], str):
+            graph.set_shape(name, (*shape[:-1], row[0]))
 
 
 def _row(graph: Graph, name: str, columns: int | str, dtype: str, like: str) -> str:

@@ -128,6 +128,18 @@ def test_why_a_norm_stays_is_said(why: str, reason: str) -> None:
     assert reason in left.reason
 
 
+def test_the_weight_says_how_long_a_row_is() -> None:
+    model = model_of_nodes(
+        [make("Add", ["x", "r"], ["s"]), make("LayerNormalization", ["s", "w", "b"], ["y"])],
+        {"w": row(0), "b": row(1)},
+        x=("batch", 12, "columns"),
+        r=("batch", 12, "columns"),
+    )
+    made = with_plugins(model, operators(), sm=87, fuse=True)
+    assert [use.operator for use in made.used] == ["layer_norm_residual"]
+    assert made.used[0].inputs.startswith("float32[input 0 axis 0, 12, 8], float32[input 1 axis 0, 12, 8]")
+
+
 def test_a_bias_before_a_norm_is_no_residual() -> None:
     nodes = [make("Add", ["x", "w"], ["s"]), make("LayerNormalization", ["s", "w", "b"], ["y"])]
     graph = Graph(model_of_nodes(nodes, {"w": row(0), "b": row(1)}))
