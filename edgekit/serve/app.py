@@ -98,7 +98,8 @@ class App:
 
     def server_metadata(self) -> dict[str, Any]:
         """Name, version and protocol extensions."""
-        return {"name": "edgekit", "version": edgekit.__version__, "extensions": list(EXTENSIONS)}
+        more = ["cuda_shared_memory"] if self.memory.cuda.possible else []
+        return {"name": "edgekit", "version": edgekit.__version__, "extensions": [*EXTENSIONS, *more]}
 
     def model_metadata(self, name: str, version: str = "") -> dict[str, Any]:
         """Inputs and outputs; a free dimension is -1. Raises RequestError 404."""

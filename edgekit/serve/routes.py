@@ -15,12 +15,13 @@ from edgekit.errors import InputError
 from edgekit.serve.app import App
 from edgekit.serve.codec import encode_response, header_length_of
 from edgekit.serve.compress import MIN_BYTES, accepted, compress, decompress
+from edgekit.serve.cuda_memory import CudaMemory, handle_from_base64
 from edgekit.serve.http_messages import JSON, Handler, HttpRequest, HttpResponse, Respond, error_response, json_response
 from edgekit.serve.messages import InferResponse, RequestError
 from edgekit.serve.model import Model
 from edgekit.serve.options import load_options
 from edgekit.serve.paths import parts_of, path_of
-from edgekit.serve.shared_memory import NoCudaMemory, SharedMemory
+from edgekit.serve.shared_memory import SharedMemory
 from edgekit.serve.worker import Post
 from edgekit.tensors import Tensors
 
@@ -108,7 +109,7 @@ class Routes:
             case ["", "v2", "systemsharedmemory", *rest]:
                 return _of_memory(app.memory, rest)
             case ["", "v2", "cudasharedmemory", *rest]:
-                return _of_memory(NoCudaMemory(), rest)
+                return _of_memory(app.memory.cuda, rest)
             case ["", "" | "page.js" | "page.css" as name]:
                 from edgekit.serve.page import page_file
 
@@ -308,7 +309,17 @@ class _RegisterRequest(msgspec.Struct):
     offset: int = 0
 
 
-def _of_memory(memory: SharedMemory | NoCudaMemory, rest: list[str]) -> dict[str, Handler] | None:
+class _RawHandle(msgspec.Struct):
+    b64: str
+
+
+class _RegisterCudaRequest(msgspec.Struct):
+    raw_handle: _RawHandle
+    byte_size: int
+    device_id: int = 0
+
+
+def _of_memory(memory: SharedMemory | CudaMemory, rest: list[str]) -> dict[str, Handler] | None:
     """Shared memory: its status, and regions that come and go."""
     name = rest[1] if len(rest) == 3 and rest[0] == "region" else ""
     if len(rest) != 1 and not name:
@@ -323,15 +334,16 @@ def _of_memory(memory: SharedMemory | NoCudaMemory, rest: list[str]) -> dict[str
     return None
 
 
-def _register(memory: SharedMemory | NoCudaMemory, name: str, request: HttpRequest, respond: Respond) -> None:
-    if isinstance(memory, NoCudaMemory):
-        memory.register()
-        return
+def _register(memory: SharedMemory | CudaMemory, name: str, request: HttpRequest, respond: Respond) -> None:
+    kind: Any = _RegisterCudaRequest if isinstance(memory, CudaMemory) else _RegisterRequest
     try:
-        region = msgspec.json.decode(request.body, type=_RegisterRequest)
+        region = msgspec.json.decode(request.body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"The request does not describe a shared memory region in JSON: {error}.") from None
-    memory.register(name, region.key, region.offset, region.byte_size)
+    if isinstance(memory, CudaMemory):
+        memory.register(name, handle_from_base64(region.raw_handle.b64), region.device_id, region.byte_size)
+    else:
+        memory.register(name, region.key, region.offset, region.byte_size)
     respond(HttpResponse(200))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.errors import InputError
+from edgekit.serve.cuda_memory import CudaMemory
 from edgekit.serve.messages import InferRequest, Place, RequestError, SharedInput
 from edgekit.serve.wire import array_from_raw, raw_from_array
 from edgekit.tensors import Array, shape_text
@@ -36,11 +37,12 @@ class Region:
 
 
 class SharedMemory:
-    """The registered regions of a server. With `allowed` False nothing can be registered."""
+    """The registered regions of a server; `cuda` are those of GPUs. With `allowed` False nothing can be registered."""
 
     def __init__(self, *, allowed: bool = True) -> None:
         self._allowed = allowed
         self._regions: dict[str, Region] = {}
+        self.cuda = CudaMemory(allowed=allowed)
 
     def register(self, name: str, key: str, offset: int, size: int) -> None:
         """Open the object called `key` ("/name") and remember a part of it as `name`.
@@ -87,7 +89,7 @@ class SharedMemory:
         request.shared = {}
 
     def _read(self, name: str, item: SharedInput) -> Array:
-        region, at = self._range(f"Input '{name}'", item.place)
+        region, at = (None, 0) if self._is_cuda(item.place) else self._range(f"Input '{name}'", item.place)
         if item.dtype.itemsize and math.prod(item.shape) * item.dtype.itemsize != item.place.size:
             size = math.prod(item.shape) * item.dtype.itemsize
             raise InputError(
@@ -95,6 +97,9 @@ class SharedMemory:
                 f"{shape_text(item.shape)} has {size}."
             )
         data = np.empty(item.place.size, np.uint8).data
+        if region is None:
+            self.cuda.read(f"Input '{name}'", item.place, data)
+            return array_from_raw(name, item.dtype, item.shape, data)
         done = 0
         while done < len(data):
             got = os.preadv(region.file, [data[done:]], at + done)
@@ -110,10 +115,13 @@ class SharedMemory:
             InputError: it does not fit.
             RequestError: no such region (404).
         """
-        region, at = self._range(f"Output '{name}'", place)
+        region, at = (None, 0) if self._is_cuda(place) else self._range(f"Output '{name}'", place)
         raw = memoryview(raw_from_array(datatype, value)).cast("B")
         if len(raw) > place.size:
             raise InputError(f"Output '{name}' has {len(raw)} bytes, shared_memory_byte_size is {place.size}.")
+        if region is None:
+            self.cuda.write(f"Output '{name}'", place, raw)
+            return Place(place.region, place.offset, len(raw))
         if os.fstat(region.file).st_size < at + len(raw):
             raise InputError(f"Output '{name}': object '{region.key}' has become smaller than its region.")
         done = 0
@@ -124,6 +132,10 @@ class SharedMemory:
     def close(self) -> None:
         """Forget all regions."""
         self.unregister()
+        self.cuda.close()
+
+    def _is_cuda(self, place: Place) -> bool:
+        return place.region in self.cuda and place.region not in self._regions
 
     def _find(self, name: str) -> Region:
         region = self._regions.get(name)
@@ -140,23 +152,6 @@ class SharedMemory:
                 f"{region.size}."
             )
         return region, region.offset + place.offset
-
-
-class NoCudaMemory:
-    """What a server answers that shares no memory of a GPU: there is no region, and there will be none."""
-
-    def register(self) -> None:
-        """Raises RequestError 501."""
-        raise RequestError(501, "This server does not share CUDA memory. Use system shared memory, or send the data.")
-
-    def unregister(self, _name: str = "") -> None:
-        """There is none, which is what was asked for."""
-
-    def status(self, name: str = "") -> list[dict[str, Any]]:
-        """Of all regions: none. Raises RequestError 404 for one by name."""
-        if name:
-            raise RequestError(404, f"CUDA shared memory region '{name}' is not registered.")
-        return []
 
 
 def _open(name: str, key: str) -> int:

@@ -264,7 +264,7 @@ def test_errors_carry_a_status_and_a_sentence(client: Any) -> None:
             lambda: client.infer("tiny", [given("x", x, "float32")], outputs=[triton.InferRequestedOutput("other")]),
         ),
         ("404", "'r' is not registered", lambda: client.get_system_shared_memory_status("r")),
-        ("501", "does not share CUDA memory", lambda: client.register_cuda_shared_memory("r", b"x", 0, 8)),
+        ("501", "shares no CUDA memory", lambda: client.register_cuda_shared_memory("r", "eHh4" * 21 + "eA==", 0, 8)),
     ]
     for status, words, call in cases:
         with pytest.raises(InferenceServerException) as caught:

@@ -12,7 +12,7 @@ import pytest
 from edgekit.errors import InputError
 from edgekit.serve.listen import is_local
 from edgekit.serve.messages import InferRequest, Place, RequestError, SharedInput
-from edgekit.serve.shared_memory import MAX_REGIONS, NoCudaMemory, SharedMemory
+from edgekit.serve.shared_memory import MAX_REGIONS, SharedMemory
 from edgekit.tensors import dtype_of
 
 KEY = f"edgekit_unit_{os.getpid()}"
@@ -153,9 +153,3 @@ def test_places_that_are_none() -> None:
     ):
         with pytest.raises(InputError, match="Input 'x': shared_memory_"):
             Place.of("Input 'x'", region, offset, size)
-
-
-def test_cuda_memory_is_refused() -> None:
-    assert NoCudaMemory().status() == []
-    with pytest.raises(RequestError, match="system shared memory"):
-        NoCudaMemory().register()

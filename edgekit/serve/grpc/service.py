@@ -13,7 +13,6 @@ from edgekit.serve.grpc.route import INFER, STREAM, Answer, Later, Method
 from edgekit.serve.grpc.status import CallError, Status
 from edgekit.serve.messages import RequestError
 from edgekit.serve.options import load_options
-from edgekit.serve.shared_memory import NoCudaMemory
 
 if TYPE_CHECKING:
     from edgekit.serve.peers import Peers
@@ -28,7 +27,7 @@ class Service:
     """Answers from an App, in messages."""
 
     def __init__(self, app: App) -> None:
-        self._app, self._cuda = app, NoCudaMemory()
+        self._app, self._cuda = app, app.memory.cuda
 
     def methods(self, peers: Peers | None = None) -> dict[bytes, Method]:
         """Every method by its path: INFER, STREAM, or a function of the request's bytes that gives the response's.
@@ -122,8 +121,8 @@ class Service:
     def _cuda_shared_memory_status(self, request: Any) -> Mapping[str, Any]:
         return {"regions": {r["name"]: r for r in self._cuda.status(request.name)}}
 
-    def _cuda_shared_memory_register(self, _request: Any) -> Mapping[str, Any]:
-        self._cuda.register()
+    def _cuda_shared_memory_register(self, request: Any) -> Mapping[str, Any]:
+        self._cuda.register(request.name, request.raw_handle, request.device_id, request.byte_size)
         return {}
 
     def _cuda_shared_memory_unregister(self, request: Any) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
    call is written to a log that tests read (stub_log), and any call can be made to fail (stub_fail). */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -63,6 +64,13 @@ int cuMemGetInfo(size_t *f, size_t *t) { CALL("cuMemGetInfo", 0, 0, 0); *f = 100
 
 int cuMemAlloc(u64 *p, size_t n) { CALL("cuMemAlloc", "%llu", n, 0); *p = (u64)calloc(1, n); live++; return 0; }
 int cuMemFree(u64 p) { CALL("cuMemFree", 0, 0, 0); free((void *)p); live--; return 0; }
+/* A handle of an allocation is its address; the driver itself would not open one in the process that made it. */
+typedef struct { char bytes[64]; } ipc_handle;
+int cuIpcGetMemHandle(ipc_handle *h, u64 p) { memset(h, 7, 64); memcpy(h, &p, 8); return 0; }
+int cuIpcOpenMemHandle(u64 *p, ipc_handle h, unsigned f) { CALL("cuIpcOpenMemHandle", "flags %llu", f, 0); memcpy(p, &h, 8); live++; return 0; }
+int cuIpcCloseMemHandle(u64 p) { CALL("cuIpcCloseMemHandle", 0, 0, 0); live--; return 0; }
+int cuMemGetAddressRange(u64 *base, size_t *n, u64 p) { *base = p; *n = malloc_usable_size((void *)p) & ~15ul; return 0; }
+
 int cuMemHostAlloc(void **p, size_t n, unsigned f) { CALL("cuMemHostAlloc", "%llu flags %llu", n, f); *p = calloc(1, n); live++; return 0; }
 int cuMemFreeHost(void *p) { CALL("cuMemFreeHost", 0, 0, 0); free(p); live--; return 0; }
 int cuMemHostGetDevicePointer(u64 *d, void *p, unsigned f) { CALL("cuMemHostGetDevicePointer", 0, 0, 0); *d = (u64)p; return 0; }
