@@ -43,6 +43,7 @@ GONE_S = 0.25
 """A client that closed its sending side is taken for gone if its request still waits for its turn after so long."""
 
 _IDLE, _HEAD, _BODY = range(3)
+_TURN = 32  # requests of one connection that are answered before others have their turn
 _JOIN_BYTES = 64 << 10  # below this, one copy is quicker than a list of buffers
 
 
@@ -277,9 +278,10 @@ class Connection(asyncio.Protocol):
         """Hand on what waits, as far as answers come at once."""
         if self._pumping or self._transport is None:
             return
-        self._pumping = True
+        self._pumping, turn = True, _TURN
         try:
-            while self._ready and self._answering is None and not self._write_paused and not self._lingering:
+            while turn and self._ready and self._answering is None and not self._write_paused and not self._lingering:
+                turn -= 1
                 request = self._answering = self._ready.popleft()
                 self._door.handle(request, partial(self._respond, request))
         finally:
@@ -288,6 +290,8 @@ class Connection(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return
         waiting = len(self._ready)
+        if not turn and waiting and self._answering is None:
+            self._door.loop.call_soon(self._pump)
         if self._answering is None and not waiting:
             if self._refusal is not None and not self._lingering:
                 self._write(self._refusal, close=True)

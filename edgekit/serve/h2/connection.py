@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Protocol, cast
+from typing import cast
 
 from edgekit.serve.h2 import frames as h2
 from edgekit.serve.h2.budget import Budget
 from edgekit.serve.h2.controls import LEAVING, RESET_COST, Controls
 from edgekit.serve.h2.frames import Code, ConnectionFault, StreamFault
-from edgekit.serve.h2.headers import Head, HeaderReader
-from edgekit.serve.h2.limits import Limits
+from edgekit.serve.h2.headers import HeaderReader
 from edgekit.serve.h2.output import Output
+from edgekit.serve.h2.owner import Owner
 from edgekit.serve.h2.stream import Stream
 
 LOGGER = logging.getLogger(__name__)
@@ -21,21 +21,8 @@ _ASKING = b"are you?"
 _LINGER_S = 2.0
 _REMEMBERED = 512
 _PLAIN = (h2.END_HEADERS, h2.END_HEADERS | h2.END_STREAM)
+_TURN = 32  # calls of one connection that are begun before others have their turn
 _VIEW_BYTES = 1024  # pieces of a body above this are passed on without a copy
-
-
-class Owner(Protocol):
-    """The door that a connection belongs to."""
-
-    limits: Limits
-    loop: asyncio.AbstractEventLoop
-    connections: set[Connection]
-    buffered: int
-    draining: bool
-
-    def new_stream(self, connection: Connection, stream_id: int, send_window: int, head: Head) -> Stream:
-        """A stream of the door's own class for what `head` asks."""
-        ...
 
 
 class Connection(asyncio.Protocol):
@@ -53,6 +40,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._reader = HeaderReader(max_list_bytes=door.limits.header_bytes)
         self._rest = b""
+        self._turn = _TURN
         self._preface = self.settled = self.acknowledged = False
         self._window = h2.DEFAULT_WINDOW
         self.last = 0
@@ -92,6 +80,7 @@ class Connection(asyncio.Protocol):
             return
         if self._rest:
             data = self._rest + data
+        self._turn = _TURN
         self.output.corked = True
         try:
             self._rest = data[self._frames(data) :]
@@ -105,6 +94,16 @@ class Connection(asyncio.Protocol):
             self.output.flush()
         if self.refusing and not self.streams:
             self._close()
+        elif not self._turn and self._transport is not None and not self._ended:
+            self._transport.pause_reading()
+            self.door.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """The others had their turn: on with what is left."""
+        if self._transport is not None and not self._transport.is_closing() and not self._ended:
+            if not self.output.paused:
+                self._transport.resume_reading()
+            self.data_received(b"")
 
     def eof_received(self) -> bool:
         """The client has gone, as far as gRPC is concerned."""
@@ -141,7 +140,7 @@ class Connection(asyncio.Protocol):
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "this port speaks HTTP/2 (gRPC) only")
             self._preface, at = True, len(h2.PREFACE)
         unpack = h2.unpack_head
-        while end - at >= 9:
+        while end - at >= 9 and self._turn:
             high, low, kind, flags, number = unpack(data, at)
             length, number = high << 8 | low, number & h2.MAX_STREAM_ID
             if length > longest:
@@ -267,6 +266,7 @@ class Connection(asyncio.Protocol):
             self.cost(1)
             return
         self.last = number
+        self._turn -= 1
         if len(self.streams) >= self.limits.streams or self.refusing:
             raise StreamFault(number, Code.REFUSED_STREAM)
         if head.fault:
