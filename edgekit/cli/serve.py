@@ -149,7 +149,10 @@ def _work(
 
     from edgekit.runtime.ort import physical_cores
     from edgekit.serve.auth import Tokens
+    from edgekit.serve.descriptors import make_room
+    from edgekit.serve.h2.limits import Limits as GrpcLimits
     from edgekit.serve.library import Library
+    from edgekit.serve.limits import Limits
     from edgekit.serve.machine import MachineWatch
     from edgekit.serve.server import Server
     from edgekit.serve.settings import LogSettings, TraceSettings
@@ -160,8 +163,11 @@ def _work(
     library = Library(args.packages, given=_options(args), otherwise=share)
     first = peers is None or (peers.slot == 0 and peers.starts == 1)
     models = library.load_all(loaded=lambda model: _say(str(model)) if first else None)
+    connections = min(Limits.connections, make_room())
     server = Server(
         models,
+        limits=Limits(connections=connections),
+        grpc_limits=GrpcLimits(connections=connections),
         host=args.host,
         port=_http_port(args),
         grpc_port=_grpc_port(args),
