@@ -263,3 +263,44 @@ def test_the_port_of_another_server_is_not_shared_by_accident(server: Running, p
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1
     assert f"Port {port} of 127.0.0.1 is in use" in done.stderr
+
+
+def test_files_are_read_again_in_every_worker_on_sighup(package: Path, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("first-token-of-all")
+    tokens.chmod(0o600)
+
+    def answers(server: Running, token: str) -> set[int]:
+        found = set()
+        for _ in range(12):
+            with Client(server.url) as client:
+                found.add(client.ask("GET", "/v2", headers={"Authorization": f"Bearer {token}"}).status)
+        return found
+
+    with served(package, options=("--workers", "2", "--token-file", str(tokens))) as server:
+        assert answers(server, "first-token-of-all") == {200}
+        tokens.write_text("second-token-of-all")
+        server.process.send_signal(signal.SIGHUP)
+        end = time.monotonic() + 10.0
+        while answers(server, "second-token-of-all") != {200}:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert answers(server, "first-token-of-all") == {401}
+        with Client(server.url) as client:  # workers ask each other without a token
+            text = client.ask("GET", "/metrics", headers={"Authorization": "Bearer second-token-of-all"}).body.decode()
+        assert len(series(text, "edgekit_ready")) == 2
+
+
+def test_ctrl_c_in_a_terminal_ends_all_of_them_with_0(package: Path) -> None:
+    command = [sys.executable, "-m", "edgekit", "serve", str(package), "--workers", "2", "--port", "0", "--json"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        workers = workers_of(Running("", process, []))
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to every process at once
+        log = process.communicate(timeout=20)[1]
+    assert process.returncode == 0, log
+    assert "Traceback" not in log
+    assert not any(alive(pid) for pid in workers)
