@@ -5,11 +5,14 @@
   edgekit serve models/                        every package of a folder
   curl http://127.0.0.1:8000/v2/models/resnet
   edgekit serve resnet.edge --grpc-port off    HTTP only
+  edgekit serve models/ --workers 4            four processes on one port
+  edgekit serve models/ --host 0.0.0.0 --token-file tokens \
+      --tls-cert cert.pem --tls-key key.pem    for other machines
 
 Every package is checked, warmed and tested on its own samples before the first request is taken. Clients of Triton
 (tritonclient) work unmodified, with JSON or binary tensors. Values that are not finite become null in JSON answers:
 ask for binary data where that matters. A package that is replaced on disk is loaded beside the old one and takes its
-place once it was tested. Where a model runs, and how many requests run together, is measured at the start. SIGINT and
+place once it was tested. A browser shows a live page at the URL. Where a model runs, and how many requests run together, is measured at the start. SIGINT and
 SIGTERM end the server after it has answered what it was asked.
 """
 
@@ -126,8 +129,6 @@ def run(args: argparse.Namespace) -> int:
     from edgekit.serve.listen import bind
     from edgekit.serve.supervisor import Supervisor
 
-    if tls is not None:
-        tls.context("http/1.1")  # what is wrong with it is said once, and before anything is started
     _log_to_stderr(args)
     sockets = bind(args.host, _http_port(args), _grpc_port(args), uds=args.uds, uds_mode=args.uds_mode, shared=True)
     importlib.import_module("edgekit.serve.server")  # once, for all workers
@@ -248,7 +249,9 @@ def _tls(args: argparse.Namespace) -> TlsFiles | None:
         return None
     from edgekit.serve.tls import TlsFiles
 
-    return TlsFiles(cert=args.tls_cert, key=args.tls_key, client_ca=args.tls_client_ca)
+    files = TlsFiles(cert=args.tls_cert, key=args.tls_key, client_ca=args.tls_client_ca)
+    files.context("http/1.1")  # what is wrong with them is said before anything is loaded
+    return files
 
 
 def _say(line: str) -> None:

@@ -263,7 +263,12 @@ class Supervisor:
 
             threading.Thread(target=wait, name="edgekit-supervised", daemon=True).start()
 
-        return self._work(worker.sockets, peers, lambda text: line.sendall(text.encode()), orphaned)
+        try:
+            return self._work(worker.sockets, peers, lambda text: line.sendall(text.encode()), orphaned)
+        finally:
+            with contextlib.suppress(OSError):  # the last one clears up, if the supervisor cannot any more
+                peers.path.unlink()
+                self._folder.rmdir()
 
     def _close(self) -> None:
         for worker in self._workers:

@@ -235,11 +235,20 @@ def test_workers_end_with_their_supervisor(package: Path) -> None:
         assert process.stdout is not None
         process.stdout.readline()
         workers = workers_of(Running("", process, []))
+        (folder,) = {Path(p).parent for w in workers for p in listening(w) if Path(p).name in ("0.sock", "1.sock")}
         process.kill()
     end = time.monotonic() + 10.0
     while any(alive(pid) for pid in workers):
         assert time.monotonic() < end, "a worker outlived its supervisor"
         time.sleep(0.05)
+    assert not folder.exists()
+
+
+def listening(pid: int) -> set[str]:
+    """The Unix sockets with a path of a process."""
+    paths = {line.split()[6]: line.split()[7:] for line in Path("/proc/net/unix").read_text().splitlines()[1:]}
+    links = (os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir())
+    return {p for link in links if link.startswith("socket:[") for p in paths.get(link[8:-1], [])}
 
 
 def alive(pid: int) -> bool:
