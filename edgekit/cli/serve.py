@@ -6,14 +6,17 @@
   curl http://127.0.0.1:8000/v2/models/resnet
   edgekit serve resnet.edge --grpc-port off    HTTP only
   edgekit serve models/ --workers 4            four processes on one port
-  edgekit serve models/ --host 0.0.0.0 --token-file tokens \
-      --tls-cert cert.pem --tls-key key.pem    for other machines
+  edgekit serve models/ --host 0.0.0.0 --token-file tokens
+                                               for clients with a token
 
-Every package is checked, warmed and tested on its own samples before the first request is taken. Clients of Triton
-(tritonclient) work unmodified, with JSON or binary tensors. Values that are not finite become null in JSON answers:
-ask for binary data where that matters. A package that is replaced on disk is loaded beside the old one and takes its
-place once it was tested. A browser shows a live page at the URL. Where a model runs, and how many requests run together, is measured at the start. SIGINT and
-SIGTERM end the server after it has answered what it was asked.
+Every package is checked, warmed and tested on its own samples before the first
+request is taken. Clients of Triton (tritonclient) work unmodified, with JSON or
+binary tensors. Values that are not finite become null in JSON answers: ask for
+binary data where that matters. A package that is replaced on disk is loaded
+beside the old one and takes its place once it was tested. Where a model runs,
+and how many requests run together, is measured at the start. A browser shows a
+live page at the URL. SIGINT and SIGTERM end the server after it has answered
+what it was asked; SIGHUP reads certificates and tokens again.
 """
 
 from __future__ import annotations
