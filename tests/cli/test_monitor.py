@@ -210,7 +210,9 @@ def test_the_live_view_redraws_in_a_terminal_and_ends_with_ctrl_c(tmp_path: Path
 def test_the_commands_of_the_page_run_and_its_picture_is_what_is_printed(edgekit: Run, tmp_path: Path) -> None:
     page = (ROOT / "docs/energy.md").read_text()
     root = boards.orin_nano(tmp_path / "tree")
-    commands = re.findall(r"^edgekit (.*)$", "".join(re.findall(r"^```sh\n(.*?)^```$", page, re.M | re.S)), re.M)
+    commands = re.findall(
+        r"^edgekit ((?:monitor|board) .*)$", "".join(re.findall(r"^```sh\n(.*?)^```$", page, re.M | re.S)), re.M
+    )
     assert len(commands) == 5
     for command in commands:
         args = command.split()
