@@ -8,7 +8,7 @@ Training takes under a minute a net on two cores; weights are kept in a folder s
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekit import ModelSpec, TensorSpec
+from edgekit.recipe import spec_from_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(tempfile.gettempdir()) / "edgekit-bench-nets"
@@ -35,18 +36,12 @@ NOISE = 0.15
 @cache
 def demo() -> Any:
     """The demo recipe as a module: its data, its CNN and its augmentation are used here."""
-    path = ROOT / "models" / "digits_cnn.py"
-    spec = importlib.util.spec_from_file_location("edgekit_bench_digits", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return sys.modules[spec_from_recipe(ROOT / "models" / "digits_cnn.py").build.__module__]
 
 
 def _harder(images: np.ndarray, seed: int) -> np.ndarray:
     torch.manual_seed(seed)
-    noisy = demo()._augment(torch.from_numpy(images)) + NOISE * torch.randn(images.shape)
+    noisy = demo().random_affine(torch.from_numpy(images)) + NOISE * torch.randn(images.shape)
     return np.asarray(noisy.clamp(-1, 1).numpy(), np.float32)
 
 
@@ -143,7 +138,7 @@ def _train(net: nn.Module, *, epochs: int, rate: float, seed: int = 0) -> nn.Mod
         for index in torch.randperm(len(images)).split(64):
             if len(index) < 64:
                 continue
-            loss = F.cross_entropy(net(demo()._augment(images[index])), labels[index], label_smoothing=0.05)
+            loss = F.cross_entropy(net(demo().random_affine(images[index])), labels[index], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
