@@ -138,6 +138,9 @@ class UnaryCall(Call):
             self.cancel()
             self.cancel = None
 
+    def drained(self) -> None:
+        """Nothing waits to be sent: an answer leaves as a whole."""
+
     def received(self, data: bytes | memoryview, ended: bool) -> None:
         """A piece of the request; it is acted on once it is whole."""
         if not self.answering:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 
 from edgekit.serve.h2.connection import Connection
 from edgekit.serve.h2.headers import Head
@@ -10,7 +11,7 @@ from edgekit.serve.h2.limits import Limits
 from edgekit.serve.h2.stream import Stream
 
 
-class H2Door:
+class H2Door(ABC):
     """Makes connections and looks after them. A subclass says what a stream is. `buffered`: bytes held for clients."""
 
     def __init__(self, *, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
@@ -23,9 +24,9 @@ class H2Door:
         """A protocol for one more connection."""
         return Connection(self)
 
+    @abstractmethod
     def new_stream(self, connection: Connection, stream_id: int, send_window: int, head: Head) -> Stream:
         """A stream of the door's own class for what `head` asks."""
-        raise NotImplementedError
 
     def sweep(self) -> None:
         """Let go of clients that take too long; to be called about once a second."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from edgekit.serve.h2.connection import Connection
 
 
-class Stream:
+class Stream(ABC):
     """One request and its answer. A door's class overrides `opened`, `received`, `dropped`, `drained`, `check_time`.
 
     `remote_open`: the client may send more. `receive_window`, `send_window`: bytes that either side may still send.
@@ -31,17 +32,19 @@ class Stream:
 
     # what happens, for a door's class to say
 
+    @abstractmethod
     def opened(self) -> None:
         """The stream is counted and can be answered; `remote_open` tells whether a body follows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def received(self, data: bytes | memoryview, ended: bool) -> None:
         """A piece of the body came; with `ended`, the last."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dropped(self) -> None:
         """Nobody waits for an answer any more; none can be sent."""
 
+    @abstractmethod
     def drained(self) -> None:
         """All that was sent has left, and `end` was not called yet."""
 
