@@ -9,11 +9,11 @@ import pytest
 from edgekit._lazy import available
 from edgekit.errors import MissingDependencyError
 from edgekit.runtime.cuda_errors import CudaError, checked
-from tests.runtime.on_stub.driver import run_on_stub
+from tests.runtime.on_stub.driver import assert_passes_on_stub
 
 
 def test_buffers_streams_and_graphs_on_a_stub_of_the_driver(tmp_path: Path) -> None:
-    run_on_stub("check_cuda.py", tmp_path)
+    assert_passes_on_stub("check_cuda.py", folder=tmp_path)
 
 
 def test_a_machine_without_a_driver_is_told_so() -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from edgekit.gpu import this_gpu
 from edgekit.runtime.devices import CPU
 from edgekit.runtime.machine import Machine
-from tests.runtime.on_stub.driver import run_on_stub
+from tests.runtime.on_stub.driver import assert_passes_on_stub
 
 
 def test_packages_with_engines_on_a_stub_of_the_driver(tmp_path: Path) -> None:
-    run_on_stub("check_select.py", tmp_path)
+    assert_passes_on_stub("check_select.py", folder=tmp_path)
 
 
 def test_without_a_gpu_no_runtime_is_imported() -> None:

@@ -7,11 +7,11 @@ import pytest
 from edgekit.errors import MissingDependencyError, UsageError
 from edgekit.runtime.trt import TrtSession
 from edgekit.trt_api import MODULES, load_module
-from tests.runtime.on_stub.driver import run_on_stub
+from tests.runtime.on_stub.driver import assert_passes_on_stub
 
 
 def test_sessions_on_a_stub_of_the_driver(tmp_path: Path) -> None:
-    run_on_stub("check_trt.py", tmp_path)
+    assert_passes_on_stub("check_trt.py", "check_trt_tensors.py", "check_trt_faults.py", folder=tmp_path)
 
 
 def test_the_cpu_is_no_place_for_an_engine() -> None:

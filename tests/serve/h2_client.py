@@ -131,3 +131,8 @@ class H2Client:
         frame = self.until(h2.GOAWAY)
         assert not list(self.frames())
         return frame
+
+
+def headers(client: H2Client, stream: int, flags: int = h2.END_HEADERS, **extra: str) -> bytes:
+    """A HEADERS frame that asks for a method."""
+    return h2.frame(h2.HEADERS, flags, stream, client.block(**extra))

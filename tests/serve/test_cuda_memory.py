@@ -11,14 +11,14 @@ import pytest
 from edgekit.runtime.cuda import device_count
 from edgekit.serve.cuda_memory import CudaMemory
 from edgekit.serve.messages import RequestError
-from tests.runtime.on_stub.driver import run_on_stub
+from tests.runtime.on_stub.driver import assert_passes_on_stub
 from tests.serve.running import Client
 
 CHECKS = Path(__file__).with_name("check_cuda_memory.py")
 
 
 def test_regions_of_a_gpu_on_a_stub_of_the_driver(tmp_path: Path) -> None:
-    run_on_stub(str(CHECKS), tmp_path)
+    assert_passes_on_stub(str(CHECKS), folder=tmp_path)
 
 
 def test_without_a_gpu_it_is_refused_with_what_to_do(client: Client) -> None:

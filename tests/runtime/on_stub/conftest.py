@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from edgekit.runtime.cuda import Gpu
+from tests.runtime.on_stub import fake_trt
 from tests.runtime.on_stub.driver import Stub
 
 
@@ -20,3 +21,13 @@ def gpu(stub: Stub) -> Iterator[Gpu]:
     with Gpu() as found:
         stub.clear()
         yield found
+
+
+@pytest.fixture
+def nothing_left_behind(stub: Stub) -> Iterator[None]:
+    """A module like TensorRT as new; after the test nothing may be left on the stub's GPU."""
+    fake_trt.events.clear()
+    fake_trt.refuse.clear()
+    before = stub.live
+    yield
+    assert stub.live == before, "a session left memory, streams or graphs behind"

@@ -31,9 +31,9 @@ def stub_environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "LD_LIBRARY_PATH": str(folder), "EDGEKIT_REQUIRE": "", "PYTHONPATH": str(ROOT)}
 
 
-def run_on_stub(checks: str, folder: Path) -> None:
-    """Run `on_stub/CHECKS` with pytest in a process whose CUDA driver is the stub; every test of it must pass."""
-    command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", str(FOLDER / checks)]
+def assert_passes_on_stub(*checks: str, folder: Path) -> None:
+    """Run `on_stub/CHECKS` with pytest in a process whose CUDA driver is the stub; every test of them must pass."""
+    command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", *(str(FOLDER / c) for c in checks)]
     environment = stub_environment(folder)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
