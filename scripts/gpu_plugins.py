@@ -13,12 +13,12 @@ def check_plugins(seconds: float) -> dict[str, Any]:
     """
     from benchmarks.plugins import all_cases, measured
     from plugins_trt.registry import operators
-    from tests.plugins_trt.on_device import check
+    from tests.plugins_trt.on_device import assert_all_agree
 
     agreement: dict[str, Any] = {}
     for name, operator in operators().items():
         try:
-            agreement[name] = check([operator])
+            agreement[name] = assert_all_agree([operator])
         except Exception as error:  # the other kernels are still checked
             agreement[name] = f"{type(error).__name__}: {error}"
     right = all(isinstance(launches, int) for launches in agreement.values())

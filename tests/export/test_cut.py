@@ -41,7 +41,7 @@ def residual(path: Path, blocks: int = 4) -> Path:
     return path
 
 
-def check_whole(package: Package, original: Path, feed: dict[str, np.ndarray]) -> None:  # type: ignore[type-arg]
+def assert_whole(package: Package, original: Path, feed: dict[str, np.ndarray]) -> None:  # type: ignore[type-arg]
     with OrtSession(original, threads=1) as want, open_placed(package, devices=("cpu",), threads=1).session as got:
         outputs = got.run(feed)
         for name, value in want.run(feed).items():
@@ -68,7 +68,7 @@ def test_the_parts_together_are_the_whole(tmp_path: Path, how: dict[str, object]
     package = export_stages(parts, output=tmp_path / "net.edge")
     assert [t.name for t in package.manifest.inputs] == ["x"]
     assert [t.name for t in package.manifest.outputs] == ["y"]
-    check_whole(package, path, {"x": np.random.default_rng(9).standard_normal((3, 8)).astype(np.float32)})
+    assert_whole(package, path, {"x": np.random.default_rng(9).standard_normal((3, 8)).astype(np.float32)})
 
 
 def test_equal_parts_share_the_work_and_end_where_little_passes(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_real_network_in_three(tmp_path: Path) -> None:
     parts = parts_from_file(path, tmp_path, count=3)
     package = export_stages(parts, output=tmp_path / "net.edge")
     x = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
-    check_whole(package, path, {"data_0": x})
+    assert_whole(package, path, {"data_0": x})
     assert max(np.prod(t.shape) for s, p in package.stages()[:-1] for t in p.manifest.outputs) <= 64 * 28 * 28
 
 

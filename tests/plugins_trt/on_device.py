@@ -14,7 +14,7 @@ from plugins_trt.registry import operator, operators
 from tests.plugins_trt.checks import assert_close
 
 
-def check(
+def assert_all_agree(
     chosen: Iterable[Operator],
     *,
     tactics: int | None = None,
@@ -30,12 +30,14 @@ def check(
         for op in chosen:
             for call in op.small_examples()[:calls]:
                 for tactic in op.tactics(call, gpu.sm)[:tactics]:
-                    one(gpu, op, call, tactic, before)
+                    assert_agrees(gpu, op, call, tactic, before)
                     launches += 1
     return launches
 
 
-def one(gpu: Launcher, op: Operator, call: Call, tactic: int, before: Callable[[Operator, KernelPlan], None]) -> None:
+def assert_agrees(
+    gpu: Launcher, op: Operator, call: Call, tactic: int, before: Callable[[Operator, KernelPlan], None]
+) -> None:
     arrays = op.sample(call)
     before(op, op.plan(call, tactic=tactic, sm=gpu.sm))
     got = gpu.run(op, call, *arrays, tactic=tactic)
@@ -52,7 +54,7 @@ def main() -> None:
     parser.add_argument("--tactics", type=int)
     args = parser.parse_args()
     chosen = [operator(name) for name in args.operators] or list(operators().values())
-    print(f"{check(chosen, tactics=args.tactics)} launches agree with the reference")
+    print(f"{assert_all_agree(chosen, tactics=args.tactics)} launches agree with the reference")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from plugins_trt.errors import PluginError
 from plugins_trt.operator import KernelPlan, Operator
 from plugins_trt.registry import operator
 from tests.cuda_on_host.host import host_kernel
-from tests.plugins_trt.on_device import check
+from tests.plugins_trt.on_device import assert_all_agree
 
 NAMES = ("layer_norm_residual_sum", "layer_norm_residual_int8", "group_norm_silu")
 
@@ -23,14 +23,14 @@ def main() -> None:
         for _, offset, size in kernel.shared:
             stub.stub_shared(ctypes.c_size_t(offset), ctypes.c_uint64(size))
 
-    launches = check([operator(name) for name in NAMES], tactics=1, before=choose)
+    launches = assert_all_agree([operator(name) for name in NAMES], tactics=1, before=choose)
     left = stub.stub_live()
 
     def nothing(op: Operator, plan: KernelPlan) -> None:
         stub.stub_kernel(b"", b"another_kernel")
 
     try:
-        check([operator(NAMES[0])], tactics=1, calls=1, before=nothing)
+        assert_all_agree([operator(NAMES[0])], tactics=1, calls=1, before=nothing)
     except PluginError as error:
         print(f"refused: {error}")
     print(f"{launches} launches agree, {left} things left on the GPU, {stub.stub_live()} after an error")

@@ -28,7 +28,7 @@ def call_of(op: DecodeNms, *arrays: np.ndarray, **attributes: Any) -> Any:
     return op.call(*(TensorType(a.dtype.name, a.shape) for a in arrays), **attributes)
 
 
-def same(got: Any, want: Any, *, of_boxes: float = 0.0) -> None:
+def assert_same(got: Any, want: Any, *, of_boxes: float = 0.0) -> None:
     """Counts and classes to the last bit, and boxes unless they are exponentials; scores but for a sigmoid."""
     for index in (0, 3):
         np.testing.assert_array_equal(got[index], want[index], err_msg=f"output {index}")
@@ -36,14 +36,16 @@ def same(got: Any, want: Any, *, of_boxes: float = 0.0) -> None:
     np.testing.assert_allclose(got[2], want[2], rtol=1e-6, atol=2e-8)  # ONNX Runtime's sigmoid ends at -18
 
 
-def agree(op: DecodeNms, *arrays: np.ndarray, tactic: int | None = None, seed: int = 1, **attributes: Any) -> Any:
+def assert_agrees(
+    op: DecodeNms, *arrays: np.ndarray, tactic: int | None = None, seed: int = 1, **attributes: Any
+) -> Any:
     """The reference's result, which the kernel and the function body have too."""
     call = call_of(op, *arrays, **attributes)
     want = op.reference(call, *arrays)
-    same(run_operator(op, call, *arrays, tactic=tactic, seed=seed), want)
+    assert_same(run_operator(op, call, *arrays, tactic=tactic, seed=seed), want)
     with OrtSession(model_of(op, call).SerializeToString()) as session:
         made = session.run({port.name: array for port, array in zip(op.inputs, arrays)})
-    same([made[name] for name in op.outputs], want)
+    assert_same([made[name] for name in op.outputs], want)
     return want
 
 
@@ -55,7 +57,7 @@ def detect(boxes: list[list[float]], scores: list[Any], **attributes: Any) -> li
     """Detections of one image, as (box, score, class); its candidates have one class or several."""
     given = np.array(boxes, np.float32)[None], np.array(scores, np.float32).reshape(1, len(boxes), -1)
     options: dict[str, Any] = {"top_k": 8, "max_detections": 8, **attributes}
-    count, found, values, labels = agree(BOXES, *given, **options)
+    count, found, values, labels = assert_agrees(BOXES, *given, **options)
     assert (found[0, count[0] :] == 0).all()
     assert (values[0, count[0] :] == 0).all()
     assert (labels[0, count[0] :] == -1).all()
@@ -126,7 +128,7 @@ def test_as_many_as_asked_for_and_no_more() -> None:
     boxes = np.arange(70, dtype=np.float32)[:, None] * 20 + np.array([0, 0, 10, 10], np.float32)
     scores = np.linspace(0.3, 0.9, 70, dtype=np.float32)[None, :, None]
     for most in (1, 31, 32, 33, 64, 70):
-        count, found, *_ = agree(BOXES, boxes[None], scores, top_k=70, max_detections=most)
+        count, found, *_ = assert_agrees(BOXES, boxes[None], scores, top_k=70, max_detections=most)
         assert count == [most]
         np.testing.assert_array_equal(found[0], boxes[::-1][:most])
 
@@ -188,7 +190,7 @@ def test_any_number_of_candidates(images: int, candidates: int, attributes: Any,
     for array in (boxes, scores):
         spoilt = rng.random(array.shape) < bad / 4
         array[spoilt] = rng.choice(np.array([np.nan, np.inf, -np.inf, 0, -0.0, 1e38], np.float32), spoilt.sum())
-    agree(BOXES, boxes, scores, seed=seed, **attributes)
+    assert_agrees(BOXES, boxes, scores, seed=seed, **attributes)
 
 
 @pytest.mark.parametrize(("op", "multi_label"), [(BOXES, 0), (HEAD, 0), (HEAD, 1), (ANCHORS, 0)])
@@ -200,7 +202,7 @@ def test_every_tactic_finds_the_same(op: DecodeNms, multi_label: int) -> None:
     assert {tactic % 32 for tactic in tactics} == ({1} if multi_label else {1, 2, 4})
     for tactic in tactics:
         got = run_operator(op, call, *arrays, tactic=tactic, seed=tactic)
-        same(got, op.reference(call, *arrays), of_boxes=1e-5 * (op is ANCHORS))
+        assert_same(got, op.reference(call, *arrays), of_boxes=1e-5 * (op is ANCHORS))
 
 
 @pytest.mark.parametrize("order", ["rising", "falling", "equal", "random"])
@@ -219,7 +221,7 @@ def test_more_candidates_than_there_is_room_for(order: str) -> None:
     call = call_of(BOXES, boxes, scores, top_k=1024, max_detections=300)
     want = BOXES.reference(call, boxes, scores)
     assert want[0] == [300]
-    same(run_operator(BOXES, call, boxes, scores), want)
+    assert_same(run_operator(BOXES, call, boxes, scores), want)
 
 
 def test_offsets_from_anchors() -> None:

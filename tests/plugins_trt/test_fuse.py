@@ -42,7 +42,7 @@ def norm_nodes(**attributes: Any) -> list[Any]:
     ]
 
 
-def check(model: Any, expected: list[str], **shapes: tuple[int, ...]) -> Any:
+def assert_fused(model: Any, expected: list[str], **shapes: tuple[int, ...]) -> Any:
     """Fuse, compare both models on random inputs, and compare the operators found."""
     made, fusions = fused(model, operators().values())
     assert [fusion.operator for fusion in fusions] == expected
@@ -55,7 +55,7 @@ def check(model: Any, expected: list[str], **shapes: tuple[int, ...]) -> Any:
 
 
 def test_an_add_and_a_layer_norm() -> None:
-    made = check(model_of_nodes(norm_nodes(epsilon=1e-3), {"w": row(0), "b": row(1)}), ["layer_norm_residual"])
+    made = assert_fused(model_of_nodes(norm_nodes(epsilon=1e-3), {"w": row(0), "b": row(1)}), ["layer_norm_residual"])
     (node,) = made.graph.node
     assert node.name == "norm"
     assert list(node.input) == ["x", "r", "w", "b"]
@@ -66,20 +66,20 @@ def test_a_sum_that_is_used_elsewhere_is_an_output() -> None:
     last = helper.make_node("Mul", ["s", "y0"], ["y"])
     nodes = [*norm_nodes(), last]
     nodes[1].output[0] = "y0"
-    made = check(model_of_nodes(nodes, {"w": row(0), "b": row(1)}), ["layer_norm_residual_sum"])
+    made = assert_fused(model_of_nodes(nodes, {"w": row(0), "b": row(1)}), ["layer_norm_residual_sum"])
     assert [node.op_type for node in made.graph.node] == ["layer_norm_residual_sum", "Mul"]
 
 
 def test_a_sum_that_the_graph_gives_is_an_output() -> None:
     nodes = norm_nodes()
     nodes[0].output[0] = nodes[1].input[0] = "y1"
-    check(model_of_nodes(nodes, {"w": row(0), "b": row(1)}, outputs=2), ["layer_norm_residual_sum"])
+    assert_fused(model_of_nodes(nodes, {"w": row(0), "b": row(1)}, outputs=2), ["layer_norm_residual_sum"])
 
 
 def test_a_layer_norm_without_bias_gets_zeros() -> None:
     nodes = norm_nodes()
     del nodes[1].input[2]
-    check(model_of_nodes(nodes, {"w": row(0)}), ["layer_norm_residual"])
+    assert_fused(model_of_nodes(nodes, {"w": row(0)}), ["layer_norm_residual"])
 
 
 @pytest.mark.parametrize("why", ["another axis", "a broadcast", "a negative epsilon", "an old operator set"])

@@ -24,7 +24,7 @@ def arrays(shape: tuple[int, ...], dtype: str, seed: int, *, last: int = 0, mean
     return [a.astype(numpy_dtype(dtype)) for a in (x, rng.standard_normal(channels), rng.standard_normal(channels))]
 
 
-def agree(given: list[Any], *, tactic: int | None = None, seed: int = 1, **attributes: Any) -> None:
+def assert_agrees(given: list[Any], *, tactic: int | None = None, seed: int = 1, **attributes: Any) -> None:
     call = OP.example(given[0].shape, given[0].dtype.name, **attributes)
     assert_close(run_operator(OP, call, *given, tactic=tactic, seed=seed), OP.reference(call, *given))
 
@@ -49,7 +49,7 @@ def test_a_tactic_of_each_kind_gives_the_same_image(shape: tuple[int, ...], dtyp
     tactics = OP.tactics(OP.example(shape, dtype, groups=groups, channels_last=last), 87)
     assert {tactic % 32 for tactic in tactics} == {0, 1, 2, 4, 8}
     for tactic in (tactics[0], *tactics[-4::2], 520):
-        agree(given, tactic=tactic, seed=tactic, groups=groups, channels_last=last)
+        assert_agrees(given, tactic=tactic, seed=tactic, groups=groups, channels_last=last)
 
 
 @settings(max_examples=30, deadline=None)
@@ -66,7 +66,7 @@ def test_any_shape_channels_first(
     images: int, share: int, groups: int, height: int, width: int, dtype: str, seed: int
 ) -> None:
     given = arrays((images, share * groups, height, width), dtype, seed, mean=seed % 7)
-    agree(given, tactic=(256, 514)[seed % 2], seed=seed, groups=groups)
+    assert_agrees(given, tactic=(256, 514)[seed % 2], seed=seed, groups=groups)
 
 
 @settings(max_examples=20, deadline=None)
@@ -78,12 +78,12 @@ def test_any_shape_channels_first(
 )
 def test_any_shape_channels_last(images: int, channels: tuple[int, int], pixels: int, seed: int) -> None:
     given = arrays((images, pixels, channels[0]), "float16", seed, last=1)
-    agree(given, tactic=514, seed=seed, groups=channels[1], channels_last=1)
+    assert_agrees(given, tactic=514, seed=seed, groups=channels[1], channels_last=1)
 
 
 @pytest.mark.parametrize("tactic", [1024, 516])
 def test_a_mean_far_from_zero_does_not_cancel(tactic: int) -> None:
-    agree(arrays((1, 4, 16, 16), "float32", 2, mean=1000.0), tactic=tactic, groups=2, epsilon=1e-6)
+    assert_agrees(arrays((1, 4, 16, 16), "float32", 2, mean=1000.0), tactic=tactic, groups=2, epsilon=1e-6)
 
 
 @pytest.mark.parametrize("last", [0, 1])
@@ -91,7 +91,7 @@ def test_a_mean_far_from_zero_does_not_cancel(tactic: int) -> None:
 def test_nan_and_infinity_stay_in_their_groups(tactic: int, last: int) -> None:
     given = arrays((2, 8, 6, 8), "float16", 3, last=last)
     given[0][0, 0, 0, 0], given[0][1, 5, 2, 7] = np.nan, np.inf
-    agree(given, tactic=tactic, groups=4, channels_last=last)
+    assert_agrees(given, tactic=tactic, groups=4, channels_last=last)
     (y,) = OP.run_reference(*given, groups=4, channels_last=last)
     assert np.isnan(y).sum() == 2 * y[0].size // 4
 
@@ -99,7 +99,7 @@ def test_nan_and_infinity_stay_in_their_groups(tactic: int, last: int) -> None:
 def test_large_values_neither_overflow_nor_vanish() -> None:
     x, weight, bias = arrays((1, 2, 4, 4), "float32", 4)
     weight[:], bias[:] = 1.0, (120.0, -120.0)
-    agree([x, weight, bias], groups=2)
+    assert_agrees([x, weight, bias], groups=2)
     (y,) = OP.run_reference(x, weight, bias, groups=2)
     assert (y[0, 0] > 100).all()
     assert (np.abs(y[0, 1]) < 1e-30).all()

@@ -25,7 +25,7 @@ def arrays(shape: tuple[int, ...], dtype: str, seed: int, *, mean: float = 0.0, 
     return [(rng.standard_normal(s) * deviation + mean * (len(s) > 1)).astype(numpy_dtype(dtype)) for s in shapes]
 
 
-def agree(
+def assert_agrees(
     op: LayerNormResidual, given: list[Any], *, tactic: int | None = None, seed: int = 1, **attributes: Any
 ) -> None:
     call = op.example(given[0].shape, given[0].dtype.name, **attributes)
@@ -49,7 +49,7 @@ def test_the_reference_is_pytorchs_layer_norm_and_rms_norm() -> None:
 def test_every_tactic_gives_the_same_rows(shape: tuple[int, int]) -> None:
     given = arrays(shape, "float16", 1)
     for tactic in WITH_SUM.tactics(WITH_SUM.example(shape, "float16"), 87):
-        agree(WITH_SUM, given, tactic=tactic, seed=tactic)
+        assert_agrees(WITH_SUM, given, tactic=tactic, seed=tactic)
 
 
 @settings(max_examples=25, deadline=None)
@@ -62,7 +62,7 @@ def test_every_tactic_gives_the_same_rows(shape: tuple[int, int]) -> None:
     seed=st.integers(0, 2**16),
 )
 def test_any_number_of_rows(rows: int, columns: int, dtype: str, rms: int, mean: float, seed: int) -> None:
-    agree(PLAIN, arrays((rows, columns), dtype, seed, mean=mean), rms=rms, seed=seed)
+    assert_agrees(PLAIN, arrays((rows, columns), dtype, seed, mean=mean), rms=rms, seed=seed)
 
 
 def test_a_mean_far_from_zero_does_not_cancel() -> None:
@@ -75,7 +75,7 @@ def test_a_mean_far_from_zero_does_not_cancel() -> None:
 def test_nan_and_infinity_stay_in_their_rows() -> None:
     x, residual, weight, bias = arrays((6, 40), "float16", 4)
     x[1, 3], x[2, 7], residual[4, 0] = np.nan, np.inf, -np.inf
-    agree(WITH_SUM, [x, residual, weight, bias])
+    assert_agrees(WITH_SUM, [x, residual, weight, bias])
     y, total = WITH_SUM.run_reference(x, residual, weight, bias)
     assert np.isnan(y[[1, 2, 4]]).all()
     assert np.isfinite(y[[0, 3, 5]]).all()
@@ -86,14 +86,14 @@ def test_a_constant_row_is_the_bias() -> None:
     x = np.full((2, 64), 3.0, np.float16)
     _, residual, weight, bias = arrays((2, 64), "float16", 5)
     given = [x, np.zeros_like(residual), weight, bias]
-    agree(PLAIN, given)
+    assert_agrees(PLAIN, given)
     assert_close(PLAIN.run_reference(*given), [np.broadcast_to(bias, (2, 64))])
 
 
 def test_int8_is_rounded_saturated_and_zero_for_nan() -> None:
     x, residual, weight, bias = arrays((4, 48), "float16", 6)
     weight[0], x[2, 5] = 200.0, np.nan
-    agree(INT8, [x, residual, weight, bias], scale=0.02)
+    assert_agrees(INT8, [x, residual, weight, bias], scale=0.02)
     y, _ = INT8.run_reference(x, residual, weight, bias, scale=0.02)
     assert y.dtype == np.int8
     assert set(np.abs(y[[0, 1, 3], 0].astype(int))) <= {127, 128}

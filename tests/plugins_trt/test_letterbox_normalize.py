@@ -28,7 +28,9 @@ def frames(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-def agree(op: LetterboxNormalize, frame: np.ndarray, *, tactic: int | None = None, **attributes: Any) -> np.ndarray:
+def assert_agrees(
+    op: LetterboxNormalize, frame: np.ndarray, *, tactic: int | None = None, **attributes: Any
+) -> np.ndarray:
     call = op.call(TensorType("uint8", frame.shape), **attributes)
     want = op.reference(call, frame)
     assert_close(run_operator(op, call, frame, tactic=tactic), want)
@@ -103,7 +105,7 @@ def test_every_tactic_gives_the_same_picture(to: int) -> None:
     tactics = RGB.tactics(RGB.call(TensorType("uint8", frame.shape), **attributes), 87)
     assert len(tactics) == 5
     for tactic in tactics:
-        agree(RGB, frame, tactic=tactic, **attributes)
+        assert_agrees(RGB, frame, tactic=tactic, **attributes)
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
@@ -118,7 +120,7 @@ def test_any_size_to_any_size(
     frame: tuple[int, int, int, int], height: int, width: int, to: int, flags: tuple[int, int, int, int]
 ) -> None:
     names = ("antialias", "keep_aspect", "centered", "swap")
-    agree(RGB, frames(frame), height=height, width=width, to=to, pad=99.5, **dict(zip(names, flags)))
+    assert_agrees(RGB, frames(frame), height=height, width=width, to=to, pad=99.5, **dict(zip(names, flags)))
 
 
 def test_a_wide_frame_is_taken_in_narrow_tiles() -> None:
@@ -127,7 +129,7 @@ def test_a_wide_frame_is_taken_in_narrow_tiles() -> None:
     plan = RGB.plan(call, tactic=1, sm=75)
     assert plan.constants["TILE_X"] < 48
     assert plan.shared_bytes <= 24 * 1024
-    agree(RGB, frame, height=1, width=48)
+    assert_agrees(RGB, frame, height=1, width=48)
     with pytest.raises(UnsupportedCallError, match=r"shrinks too much.*two steps"):
         RGB.plan(RGB.call(TensorType("uint8", (1, 4, 16000, 3)), height=1, width=1), tactic=1, sm=87)
 
@@ -136,9 +138,9 @@ def test_a_grey_frame_stays_grey_and_black_and_white_are_exact() -> None:
     frame = np.full((1, 12, 8), 128, np.uint8)
     for luma, pixel in ((16, 0.0), (235, 255.0), (0, 0.0), (255, 255.0)):
         frame[:, :8] = luma
-        np.testing.assert_allclose(agree(NV12, frame, height=5, width=5, scale=1.0), pixel, atol=1e-4)
+        np.testing.assert_allclose(assert_agrees(NV12, frame, height=5, width=5, scale=1.0), pixel, atol=1e-4)
     frame[:, :8] = 77
-    np.testing.assert_allclose(agree(NV12, frame, height=4, width=4, scale=1.0, full_range=1), 77.0, rtol=1e-6)
+    np.testing.assert_allclose(assert_agrees(NV12, frame, height=4, width=4, scale=1.0, full_range=1), 77.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -148,17 +150,17 @@ def test_a_grey_frame_stays_grey_and_black_and_white_are_exact() -> None:
 def test_red_is_red(matrix: int, full: int, red: tuple[int, int, int]) -> None:
     frame = np.empty((1, 6, 4), np.uint8)
     frame[:, :4], frame[:, 4:, 0::2], frame[:, 4:, 1::2] = red
-    got = agree(NV12, frame, height=4, width=4, scale=1.0, matrix=matrix, full_range=full)
+    got = assert_agrees(NV12, frame, height=4, width=4, scale=1.0, matrix=matrix, full_range=full)
     # what the standards give pure red, which these whole numbers miss by up to 0.5 of luma and chroma
     np.testing.assert_allclose(got[0, :, 0, 0], (255, 0, 0), atol=2.0)
-    swapped = agree(NV12, frame, height=4, width=4, scale=1.0, matrix=matrix, full_range=full, swap=1)
+    swapped = assert_agrees(NV12, frame, height=4, width=4, scale=1.0, matrix=matrix, full_range=full, swap=1)
     np.testing.assert_array_equal(swapped, got[:, ::-1])
 
 
 def test_chroma_lies_between_its_four_pixels() -> None:
     frame = np.full((1, 6, 8), 100, np.uint8)
     frame[:, 4:, 1::2] = [128, 128, 228, 228]  # red difference: none in the left half, much in the right
-    got = agree(NV12, frame, height=4, width=8, scale=1.0, full_range=1)[0, 0, 0]
+    got = assert_agrees(NV12, frame, height=4, width=8, scale=1.0, full_range=1)[0, 0, 0]
     step = 1.402 * 100
     expected = [100, 100, 100, 100 + step / 4, 100 + 3 * step / 4, 100 + step, 100 + step, 100 + step]
     np.testing.assert_allclose(got, expected, rtol=1e-5)

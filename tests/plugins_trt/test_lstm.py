@@ -20,7 +20,7 @@ OP = Lstm()
 WAYS = ("forward", "reverse", "bidirectional")
 
 
-def agree(
+def assert_agrees(
     steps: int, batch: int, hidden: int, dtype: str, way: str = "forward", *, tactic: int | None = None, seed: int = 1
 ) -> None:
     """The kernel against the reference on ordinary inputs."""
@@ -57,13 +57,13 @@ def test_every_tactic_gives_the_same_layer(batch: int, hidden: int, dtype: str) 
     tactics = OP.tactics(OP.example(3, batch, hidden, dtype), 87)
     assert len({tactic % 16 for tactic in tactics}) == 2
     for tactic in tactics:
-        agree(3, batch, hidden, dtype, "bidirectional", tactic=tactic, seed=tactic)
+        assert_agrees(3, batch, hidden, dtype, "bidirectional", tactic=tactic, seed=tactic)
 
 
 @pytest.mark.parametrize("hidden", [1, 7, 8, 9, 17, 31, 33, 63])
 @pytest.mark.parametrize("batch", [1, 3, 7])
 def test_hidden_sizes_around_a_group_and_a_tile(hidden: int, batch: int) -> None:
-    agree(2, batch, hidden, "float16", "bidirectional", seed=hidden)
+    assert_agrees(2, batch, hidden, "float16", "bidirectional", seed=hidden)
 
 
 @settings(max_examples=25, deadline=None)
@@ -80,7 +80,7 @@ def test_any_number_of_steps_and_sequences(
 ) -> None:
     dtype, hidden = size
     most = 4 if dtype == "float32" else 8
-    agree(steps, batch, hidden, dtype, way, tactic=17 if one or batch <= most // 2 else 16 + most, seed=seed)
+    assert_agrees(steps, batch, hidden, dtype, way, tactic=17 if one or batch <= most // 2 else 16 + most, seed=seed)
 
 
 @pytest.mark.parametrize(("dtype", "hidden"), [("float16", 150), ("float16", 133), ("float32", 116)])
@@ -88,7 +88,7 @@ def test_weights_that_registers_do_not_hold_are_read_in_each_step(dtype: str, hi
     call = OP.example(3, 2, hidden, dtype)
     plan = OP.plan(call, tactic=OP.tactics(call, 87)[0], sm=87)
     assert int(plan.constants["RESIDENT"]) < -(-hidden // 16)
-    agree(3, 2, hidden, dtype)
+    assert_agrees(3, 2, hidden, dtype)
 
 
 @pytest.mark.parametrize("hidden", [16, 64, 100, 128])
@@ -100,7 +100,7 @@ def test_fp16_weights_are_held_whole_up_to_128(hidden: int) -> None:
 
 
 def test_rounding_of_h_does_not_add_up_over_many_steps() -> None:
-    agree(80, 1, 24, "float16", "bidirectional")
+    assert_agrees(80, 1, 24, "float16", "bidirectional")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -126,7 +126,7 @@ def test_without_steps_the_states_stay_as_they_are() -> None:
 
 
 def test_without_sequences_nothing_is_touched() -> None:
-    agree(2, 0, 12, "float32")
+    assert_agrees(2, 0, 12, "float32")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])

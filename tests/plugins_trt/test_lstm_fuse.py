@@ -57,7 +57,7 @@ def layer(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-def check(model: onnx.ModelProto, *, found: bool = True, batch: int = 3) -> onnx.ModelProto:
+def assert_fused(model: onnx.ModelProto, *, found: bool = True, batch: int = 3) -> onnx.ModelProto:
     """Fuse, and compare both models on random inputs."""
     made, fusions = fused(model, operators().values())
     assert [(fusion.operator, fusion.nodes) for fusion in fusions] == [("lstm", ("rnn",))] * found
@@ -77,7 +77,7 @@ def check(model: onnx.ModelProto, *, found: bool = True, batch: int = 3) -> onnx
 @pytest.mark.parametrize("way", ["forward", "reverse", "bidirectional"])
 @pytest.mark.parametrize("states", [False, True])
 def test_an_lstm_becomes_a_product_and_the_operator(way: str, states: bool) -> None:
-    made = check(layer(way=way, states=states))
+    made = assert_fused(layer(way=way, states=states))
     kinds = [node.op_type for node in made.graph.node]
     assert "LSTM" not in kinds
     assert kinds.count("lstm") == kinds.count("MatMul") == 1
@@ -95,7 +95,7 @@ def test_an_lstm_becomes_a_product_and_the_operator(way: str, states: bool) -> N
     ],
 )
 def test_what_an_lstm_may_leave_out(options: dict[str, Any]) -> None:
-    check(layer(**options))
+    assert_fused(layer(**options))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_what_an_lstm_may_leave_out(options: dict[str, Any]) -> None:
 )
 def test_what_the_kernel_does_not_compute_stays(options: dict[str, Any], reason: str) -> None:
     model = layer(**options)
-    made = check(model, found=False)
+    made = assert_fused(model, found=False)
     assert [node.op_type for node in made.graph.node] == ["Relu", "LSTM"]
     graph = Graph(model)
     graph.fuse(operators().values())

@@ -15,7 +15,7 @@ from plugins_trt.fuse import Graph, fused
 from plugins_trt.nodes import with_plugins
 from plugins_trt.registry import operators
 from tests.plugins_trt.checks import assert_close
-from tests.plugins_trt.test_fuse import check, model_of_nodes, row
+from tests.plugins_trt.test_fuse import assert_fused, model_of_nodes, row
 
 make = onnx.helper.make_node
 SCALAR = {"two": np.float32(2), "eps": np.float32(1e-3), "last": np.array([-1])}
@@ -36,7 +36,7 @@ def rms_nodes(*, product: bool = False, division: bool = False) -> list[Any]:
 @pytest.mark.parametrize("division", [False, True])
 def test_an_rms_norm_that_is_written_out(product: bool, division: bool) -> None:
     nodes = rms_nodes(product=product, division=division)
-    made = check(model_of_nodes(nodes, {**SCALAR, "w": row(0)}), ["layer_norm_residual"])
+    made = assert_fused(model_of_nodes(nodes, {**SCALAR, "w": row(0)}), ["layer_norm_residual"])
     (node,) = made.graph.node
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     assert attributes == {"epsilon": pytest.approx(1e-3), "rms": 1}
@@ -57,7 +57,7 @@ def test_a_layer_norm_that_is_written_out() -> None:
         make("Mul", ["y0", "s"], ["y"]),
     ]
     weights = {**SCALAR, "w": row(0), "b": row(1)}
-    made = check(model_of_nodes(nodes, weights), ["layer_norm_residual_sum"])
+    made = assert_fused(model_of_nodes(nodes, weights), ["layer_norm_residual_sum"])
     assert [node.op_type for node in made.graph.node] == ["layer_norm_residual_sum", "Mul"]
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in made.graph.node[0].attribute}
     assert attributes["rms"] == 0

@@ -30,7 +30,7 @@ def call_of(op: RoiAlign, *arrays: np.ndarray, **attributes: Any) -> Any:
     return op.call(*(TensorType(a.dtype.name, a.shape) for a in arrays), **attributes)
 
 
-def agree(op: RoiAlign, *arrays: np.ndarray, tactic: int | None = None, **attributes: Any) -> np.ndarray:
+def assert_agrees(op: RoiAlign, *arrays: np.ndarray, tactic: int | None = None, **attributes: Any) -> np.ndarray:
     """The reference's result, which the kernel and the function body have too."""
     call = call_of(op, *arrays, **attributes)
     want = op.reference(call, *arrays)
@@ -103,7 +103,7 @@ def test_before_operator_set_16_coordinates_are_not_aligned(opset: int, aligned:
 def test_samples_by_the_bin_are_counted_up_to_the_most() -> None:
     arrays = given_of((1, 2, 40, 40), 12)
     size: dict[str, Any] = {"output_height": 2, "output_width": 2, "spatial_scale": 0.25}
-    few = agree(ONE, *arrays, sampling_ratio=0, most_samples=3, **size)
+    few = assert_agrees(ONE, *arrays, sampling_ratio=0, most_samples=3, **size)
     (many,) = ONE.run_reference(*arrays, sampling_ratio=0, most_samples=64, **size)
     (fixed,) = ONE.run_reference(*arrays, sampling_ratio=3, **size)
     large = (arrays[1][:, 2:] - arrays[1][:, :2]).min(axis=1) * 0.25 / 2 > 3
@@ -116,8 +116,8 @@ def test_a_constant_map_is_constant_and_a_ramp_is_its_middle() -> None:
     x = np.full((1, 1, 16, 16), 3.0, np.float32)
     ramp = np.broadcast_to(np.arange(16, dtype=np.float32), (1, 1, 16, 16)).copy()
     rois, at = np.array([[2, 3, 10, 7]], np.float32), np.zeros(1, np.int64)
-    assert_close([agree(ONE, x, rois, at)], [np.full((1, 1, 7, 7), 3.0, np.float32)])
-    got = agree(ONE, ramp, rois, at, output_height=2, output_width=4)
+    assert_close([assert_agrees(ONE, x, rois, at)], [np.full((1, 1, 7, 7), 3.0, np.float32)])
+    got = assert_agrees(ONE, ramp, rois, at, output_height=2, output_width=4)
     np.testing.assert_allclose(got[0, 0, 0], 2 + 2 * np.arange(4) + 1 - 0.5, rtol=1e-6)
 
 
@@ -140,16 +140,16 @@ def test_any_size(shape: tuple[int, int, int, int], regions: int, attributes: An
     spoilt = rng.random(arrays[1].shape) < bad
     arrays[1][spoilt] = rng.choice(np.array([np.nan, np.inf, -np.inf, 0, -5, 1e30], np.float32), spoilt.sum())
     arrays[2][rng.random(regions) < bad] = rng.choice([-1, shape[0], 2**40])
-    agree(ONE, *arrays, spatial_scale=0.25, **attributes)
+    assert_agrees(ONE, *arrays, spatial_scale=0.25, **attributes)
 
 
 def test_what_has_no_weight_is_not_looked_at() -> None:
     x, rois, at = np.ones((1, 2, 8, 8), np.float32), np.array([[0, 0, 4, 4]], np.float32), np.zeros(1, np.int64)
     x[0, :, 4:], x[0, 0, 0, 0] = np.nan, np.inf
-    got = agree(ONE, x, rois, at, output_height=2, output_width=2, sampling_ratio=1, aligned=0)
+    got = assert_agrees(ONE, x, rois, at, output_height=2, output_width=2, sampling_ratio=1, aligned=0)
     # samples at 1 and 3: exactly on pixels, so that neither row 4 nor pixel 0 counts
     np.testing.assert_array_equal(got, np.ones((1, 2, 2, 2), np.float32))
-    got = agree(ONE, x, rois + 1, at, output_height=2, output_width=2, sampling_ratio=1, aligned=0)
+    got = assert_agrees(ONE, x, rois + 1, at, output_height=2, output_width=2, sampling_ratio=1, aligned=0)
     assert np.isnan(got[0, :, 1]).all()
     assert (got[0, :, 0] == 1).all()
 
@@ -157,7 +157,7 @@ def test_what_has_no_weight_is_not_looked_at() -> None:
 def test_regions_off_the_map_and_images_that_are_not_there_are_zero() -> None:
     x = np.ones((2, 3, 8, 8), np.float32)
     rois = np.array([[20, 20, 30, 30], [0, 0, 4, 4], [0, 0, 4, 4], [np.nan, 0, 4, 4], [0, 0, 4, 4]], np.float32)
-    got = agree(ONE, x, rois, np.array([0, 2, -1, 1, 1]), output_height=2, output_width=2)
+    got = assert_agrees(ONE, x, rois, np.array([0, 2, -1, 1, 1]), output_height=2, output_width=2)
     assert not got[:4].any()
     assert (got[4] == 1).all()
 
@@ -167,14 +167,17 @@ def test_regions_off_the_map_and_images_that_are_not_there_are_zero() -> None:
 def test_a_region_with_an_end_that_is_nan_is_zero(end: int, attributes: dict[str, int]) -> None:
     x, rois = np.ones((1, 1, 4, 4), np.float32), np.array([[1, 1, 3, 3]], np.float32)
     rois[0, end] = np.nan
-    assert not agree(ONE, x, rois, np.zeros(1, np.int64), output_height=2, output_width=2, **attributes).any()
+    got = assert_agrees(ONE, x, rois, np.zeros(1, np.int64), output_height=2, output_width=2, **attributes)
+    assert not got.any()
 
 
 def test_an_empty_region_is_the_point_where_it_lies() -> None:
     x = np.arange(64, dtype=np.float32).reshape(1, 1, 8, 8)
     rois, at = np.array([[3.5, 2.5, 3.5, 2.5]], np.float32), np.zeros(1, np.int64)
-    assert (agree(ONE, x, rois, at) == 2 * 8 + 3).all()
-    assert not agree(ONE, x, rois, at, sampling_ratio=0).any()  # a bin of no pixels has no samples
+    value = assert_agrees(ONE, x, rois, at)
+    assert (value == 2 * 8 + 3).all()
+    value = assert_agrees(ONE, x, rois, at, sampling_ratio=0)
+    assert not value.any()  # a bin of no pixels has no samples
 
 
 def test_no_regions() -> None:
@@ -205,7 +208,7 @@ def test_each_region_is_read_from_its_level() -> None:
 def test_a_region_on_the_border_of_two_levels_is_of_the_upper() -> None:
     side = np.array([112, 111.99, 224, 223.99, 448, 447.9, 56])
     regions = np.stack([side * 0 + 8, side * 0 + 8, side + 8, side + 8], axis=1)
-    got = agree(FPN, *pyramid(regions), spatial_scales=SCALES, output_height=2, output_width=2)
+    got = assert_agrees(FPN, *pyramid(regions), spatial_scales=SCALES, output_height=2, output_width=2)
     np.testing.assert_allclose(got[:, 0, 0, 0], [1, 0, 2, 1, 3, 2, 0], rtol=1e-6)
 
 
@@ -213,7 +216,7 @@ def test_areas_that_are_not_numbers_or_negative_are_of_the_first_level() -> None
     regions = np.array([[8, 8, 4, 40], [np.nan, 8, 40, 40], [40, 40, 8, 8]])
     arrays = pyramid(regions)
     arrays[0][:] = 7
-    got = agree(FPN, *arrays, spatial_scales=SCALES, output_height=2, output_width=2)
+    got = assert_agrees(FPN, *arrays, spatial_scales=SCALES, output_height=2, output_width=2)
     assert (got[0] == 7).all()
     assert not got[1].any()
     assert (got[2] == 7).all()
@@ -230,7 +233,7 @@ def test_every_tactic_gives_the_same(dtype: str) -> None:
 
 def test_regions_in_half_precision_and_indices_in_32_bits() -> None:
     x, rois, at = given_of((2, 3, 9, 9), 5)
-    agree(ONE, x, rois.astype(np.float16), at.astype(np.int32), spatial_scale=0.25)
+    assert_agrees(ONE, x, rois.astype(np.float16), at.astype(np.int32), spatial_scale=0.25)
 
 
 def test_every_size_but_the_outputs_may_be_free() -> None:

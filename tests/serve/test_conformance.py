@@ -50,7 +50,7 @@ def given(name: str, value: np.ndarray, dtype: str, *, binary: bool = True) -> A
     return item
 
 
-def same(got: np.ndarray, wanted: np.ndarray) -> None:
+def assert_same(got: np.ndarray, wanted: np.ndarray) -> None:
     if wanted.dtype == object:
         got = np.array([x.decode() if isinstance(x, bytes) else x for x in got.ravel()], object).reshape(got.shape)
     assert got.shape == wanted.shape
@@ -160,7 +160,7 @@ def test_every_datatype_comes_back_as_it_went(client: Any, into: str, out: str) 
     result = client.infer("identity", inputs, outputs=wanted)
     for dtype in packages.DTYPES:
         assert result.get_output(f"out_{dtype}")["datatype"] == oip(dtype)
-        same(result.as_numpy(f"out_{dtype}"), example(dtype))
+        assert_same(result.as_numpy(f"out_{dtype}"), example(dtype))
 
 
 @pytest.mark.parametrize("out", ["binary", "json"])
@@ -169,8 +169,8 @@ def test_bfloat16_comes_back_as_it_went(client: Any, out: str) -> None:
     wanted = [triton.InferRequestedOutput(f"out_{d}", binary_data=out == "binary") for d in ("bfloat16", "float32")]
     result = client.infer("brain", inputs, outputs=wanted)
     assert result.get_output("out_bfloat16")["datatype"] == "BF16"
-    same(result.as_numpy("out_bfloat16"), example("bfloat16"))
-    same(result.as_numpy("out_float32"), example("float32"))
+    assert_same(result.as_numpy("out_bfloat16"), example("bfloat16"))
+    assert_same(result.as_numpy("out_float32"), example("float32"))
 
 
 def test_forms_mix_in_one_request(client: Any) -> None:
@@ -181,7 +181,7 @@ def test_forms_mix_in_one_request(client: Any) -> None:
     for i, dtype in enumerate(packages.DTYPES):
         output = result.get_output(f"out_{dtype}")
         assert ("data" in output) == (i % 3 != 0)
-        same(result.as_numpy(f"out_{dtype}"), example(dtype))
+        assert_same(result.as_numpy(f"out_{dtype}"), example(dtype))
 
 
 def test_the_id_is_echoed_and_outputs_default_to_binary(client: Any) -> None:
@@ -209,7 +209,7 @@ def test_classification_with_labels(client: Any) -> None:
     for binary in (True, False):
         wanted = [triton.InferRequestedOutput("scores", binary_data=binary, class_count=2)]
         result = client.infer("tiny", [given("x", x, "float32")], outputs=wanted)
-        same(
+        assert_same(
             result.as_numpy("scores"),
             np.array(
                 [["3.000000:1:green", "2.000000:2:blue"], ["6.000000:2:blue", "5.000000:0:red"]],

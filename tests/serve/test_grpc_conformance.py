@@ -18,7 +18,7 @@ from edgekit import __version__
 from edgekit.serve.grpc.schema import schema
 from tests.serve import packages
 from tests.serve.running import Running
-from tests.serve.test_conformance import example, oip, same
+from tests.serve.test_conformance import assert_same, example, oip
 
 MODELS = {"tiny", "identity", "brain", "scaled", "words", "wide"}
 
@@ -120,12 +120,12 @@ def test_every_datatype_comes_back_as_it_went(client: Any) -> None:
         result = client.infer("identity", inputs, outputs=outputs)
         for dtype in packages.DTYPES:
             assert result.get_output(f"out_{dtype}").datatype == oip(dtype)
-            same(result.as_numpy(f"out_{dtype}"), example(dtype))
+            assert_same(result.as_numpy(f"out_{dtype}"), example(dtype))
     inputs = [given(f"in_{d}", example(d), d) for d in ("bfloat16", "float32")]
     for _ in range(3):  # the second time from memory
         result = client.infer("brain", inputs)
         assert result.get_output("out_bfloat16").datatype == "BF16"
-        same(result.as_numpy("out_bfloat16"), example("bfloat16"))
+        assert_same(result.as_numpy("out_bfloat16"), example("bfloat16"))
 
 
 def test_typed_contents_instead_of_raw_bytes(server: Running) -> None:

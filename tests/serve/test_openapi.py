@@ -37,10 +37,10 @@ def test_every_path_is_answered_with_the_statuses_that_it_names(client: Client, 
 def test_answers_have_what_the_document_promises(client: Client, document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
 
-    def check(value: Any, schema: dict[str, Any]) -> None:
+    def assert_fits(value: Any, schema: dict[str, Any]) -> None:
         kinds = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}
         if "$ref" in schema:
-            check(value, schemas[schema["$ref"].rpartition("/")[2]])
+            assert_fits(value, schemas[schema["$ref"].rpartition("/")[2]])
             return
         if "type" in schema:
             assert isinstance(value, kinds[schema["type"]])
@@ -48,10 +48,10 @@ def test_answers_have_what_the_document_promises(client: Client, document: dict[
             assert name in value
         for name, inner in schema.get("properties", {}).items():
             if name in value:
-                check(value[name], inner)
+                assert_fits(value[name], inner)
         if schema.get("type") == "array":
             for item in value:
-                check(item, schema["items"])
+                assert_fits(item, schema["items"])
         if "enum" in schema:
             assert value in schema["enum"]
 
@@ -67,7 +67,9 @@ def test_answers_have_what_the_document_promises(client: Client, document: dict[
     ):
         answer = client.ask(method.upper(), path.replace("{name}", "tiny"), body)
         assert answer.status == 200
-        check(answer.json, document["paths"][path][method]["responses"]["200"]["content"]["application/json"]["schema"])
+        assert_fits(
+            answer.json, document["paths"][path][method]["responses"]["200"]["content"]["application/json"]["schema"]
+        )
 
 
 def test_references_lead_somewhere(document: dict[str, Any]) -> None:
