@@ -65,6 +65,7 @@ class Replay:
             (tools / tool).write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
             (tools / tool).chmod(0o755)
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("PIP_NO")}
+        self.environment["PIP_NO_COMPILE"] = "1"  # an image keeps byte code; here it would be thrown away
         self.environment["PATH"] = f"{tools}{os.pathsep}{os.environ['PATH']}"
 
     def inside(self, text: str) -> str:
