@@ -3,10 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check bench wheel clean
+.PHONY: demo zoo zoo-fast test lint types check bench wheel clean
 
 demo: $(VENV)/ready
 	$(BIN)/python scripts/demo.py
+
+zoo: $(VENV)/ready
+	$(BIN)/python scripts/zoo.py
+
+zoo-fast: $(VENV)/ready
+	$(BIN)/python scripts/zoo.py --fast
 
 # one file's tests stay together: they share what is slow to make
 test: $(VENV)/ready

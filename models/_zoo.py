@@ -7,7 +7,8 @@ Every file here without a leading underscore is a recipe, and a row of README.md
 
        ZOO = Zoo(group="classic CNNs", title="LeNet-5", data="scikit-learn's digits")
 
-   `SPEC.name` is the file's name; `SPEC.tolerance` gives the points that "fp16" and "int8" may lose.
+   `SPEC.name` is the file's name; `SPEC.tolerance` gives the points that "fp16" and "int8" may lose (a point is a
+   hundredth of the metric).
 2. A trained net has `train() -> nn.Module`, made of the pieces in `_train.py`, at most two minutes on two cores, and
    ends with
 
@@ -53,9 +54,8 @@ class Zoo:
         data: what it was trained or is fed on, a few words.
         weights: "trained", or "random": full size, for shape, speed and compile checks.
         specs: names in the file that are a ModelSpec; each is a row and a package of its own. The first is SPEC.
-        needs: a package that the recipe imports beside torch, as pip calls it.
+        parts: the `part` of each file of weights, where a recipe saves several.
         arguments: command -> further arguments for it: {"compile": ("--shapes", "x:1x9..4x9..8x9")}.
-        metric_samples: held-out samples on which the metric is measured.
     """
 
     group: str
@@ -63,9 +63,8 @@ class Zoo:
     data: str
     weights: Literal["trained", "random"] = "trained"
     specs: tuple[str, ...] = ("SPEC",)
-    needs: str = ""
+    parts: tuple[str, ...] = ("",)
     arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    metric_samples: int = 2000
 
     def __post_init__(self) -> None:
         if self.group not in GROUPS:
