@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
 
 from edgekit.errors import BackendError
+from edgekit.runtime.session import LoadedSession
 from edgekit.tensors import Feed, Tensors, TensorSpec, check_feed
 
 
-class FakeSession:
+class FakeSession(LoadedSession):
     """Runs a Python function where a model would be.
 
         session = FakeSession([TensorSpec("x", "float32", ("batch", 4))], [TensorSpec("y", "float32", ("batch",))],
@@ -31,32 +31,12 @@ class FakeSession:
     ) -> None:
         self._inputs, self._outputs = tuple(inputs), tuple(outputs)
         self._function = function
-        self._variant = variant
+        self._variant, self._device = variant, "fake"
         self._lock = threading.Lock()
         self._closed = False
         self.latency_s = latency_s
         self.calls = 0
         self.fail: Exception | None = None
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """As given."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """As given."""
-        return self._outputs
-
-    @property
-    def variant(self) -> str:
-        """As given."""
-        return self._variant
-
-    @property
-    def device(self) -> str:
-        """Always "fake"."""
-        return "fake"
 
     def run(self, feed: Feed) -> Tensors:
         """Check the feed, wait `latency_s`, call the function. Raises BackendError once closed."""
@@ -74,11 +54,3 @@ class FakeSession:
     def close(self) -> None:
         """Refuse further calls."""
         self._closed = True
-
-    def __enter__(self) -> FakeSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -6,7 +6,6 @@ import ctypes
 import math
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from edgekit.runtime.devices import parse_device
 from edgekit.runtime.half_weights import has_half_weights
 from edgekit.runtime.ort_bound import BoundRunner, can_bind
 from edgekit.runtime.ort_providers import check_started, preload_libraries, providers_for, run_error
+from edgekit.runtime.session import LoadedSession
 from edgekit.tensors import UNNAMED_DIMS, Feed, FeedChecker, Tensors, TensorSpec, dtype_of
 
 _TYPE_NAMES = {
@@ -45,7 +45,7 @@ def physical_cores() -> int:
     return max(1, len(cores))
 
 
-class OrtSession:
+class OrtSession(LoadedSession):
     """One ONNX file in ONNX Runtime. `run` is safe from several threads."""
 
     def __init__(
@@ -134,26 +134,6 @@ class OrtSession:
         )
 
     @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Names, types and shapes of the inputs."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """Names, types and shapes of the outputs."""
-        return self._outputs
-
-    @property
-    def variant(self) -> str:
-        """The id of the variant."""
-        return self._variant
-
-    @property
-    def device(self) -> str:
-        """Where it runs and how, for people."""
-        return self._device
-
-    @property
     def threads(self) -> int:
         """Intra-operator threads."""
         return self._threads
@@ -199,14 +179,6 @@ class OrtSession:
             self._bound.close()
             self._bound = None
         self._session = None
-
-    def __enter__(self) -> OrtSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _spec(value: Any) -> TensorSpec:

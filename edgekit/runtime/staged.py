@@ -8,10 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import TracebackType
 
 from edgekit.errors import BackendError, UsageError
-from edgekit.runtime.session import Session
+from edgekit.runtime.session import LoadedSession, Session
 from edgekit.tensors import Feed, Tensors, TensorSpec, check_feed
 
 
@@ -25,7 +24,7 @@ class StageRun:
     outputs: Mapping[str, str]
 
 
-class StagedSession:
+class StagedSession(LoadedSession):
     """Runs stages in order; each takes tensors by name from the feed and from the stages before it.
 
     With `split` the stages are on devices of their own and each serves one run at a time, so that runs of several
@@ -54,35 +53,15 @@ class StagedSession:
                 raise UsageError(f"Output '{spec.name}' is given by no stage.")
         self._stages = tuple(stages)
         self._inputs, self._outputs = tuple(inputs), tuple(outputs)
+        self._variant = ", ".join(f"{s.name} {s.session.variant}" for s in stages)
+        places = list(dict.fromkeys(s.session.device for s in stages))
+        self._device = places[0] if len(places) == 1 else "; ".join(f"{s.name}: {s.session.device}" for s in stages)
         self._done_with = _last_uses(stages, {s.name for s in outputs})
         self._gates: list[AbstractContextManager[object]] = [
             threading.Lock() if split else nullcontext() for _ in stages
         ]
         self._split = split
         self._closed = False
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Names, types and shapes of the inputs of the whole."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """Names, types and shapes of the outputs of the whole."""
-        return self._outputs
-
-    @property
-    def variant(self) -> str:
-        """The variants of the stages: "encoder fp16, decoder int8"."""
-        return ", ".join(f"{s.name} {s.session.variant}" for s in self._stages)
-
-    @property
-    def device(self) -> str:
-        """Where the stages run, for people."""
-        places = dict.fromkeys(s.session.device for s in self._stages)
-        if len(places) == 1:
-            return next(iter(places))
-        return "; ".join(f"{s.name}: {s.session.device}" for s in self._stages)
 
     @property
     def lanes(self) -> int:
@@ -119,14 +98,6 @@ class StagedSession:
         self._closed = True
         for stage in self._stages:
             stage.session.close()
-
-    def __enter__(self) -> StagedSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _last_uses(stages: Sequence[StageRun], kept: set[str]) -> list[tuple[str, ...]]:

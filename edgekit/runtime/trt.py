@@ -10,7 +10,6 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from edgekit.errors import BackendError, InputError, ModelError, UsageError
@@ -18,6 +17,7 @@ from edgekit.runtime.cuda import DeviceMemory, Gpu
 from edgekit.runtime.devices import parse_device
 from edgekit.runtime.dlpack import CUDA, DeviceTensor
 from edgekit.runtime.ranges import Profile, Range, choose_profile
+from edgekit.runtime.session import LoadedSession
 from edgekit.runtime.slot import IoTensor, Plan, Slot
 from edgekit.runtime.trt_load import DTYPES, Journal, open_engine
 from edgekit.tensors import Feed, Tensors, TensorSpec, check_feed, dtype_of, shape_text
@@ -51,7 +51,7 @@ class Pending:
         return self._outputs
 
 
-class TrtSession:
+class TrtSession(LoadedSession):
     """One engine on one GPU. `run` is safe from several threads; as many of them as there are slots overlap."""
 
     def __init__(
@@ -130,26 +130,6 @@ class TrtSession:
         tensors = _io_tensors(trt, self._engine, self._variant)
         mapped = self._gpu.integrated if zero_copy is None else zero_copy
         return Plan(trt, self._engine, self._journal, self._variant, *tensors, graphs=graphs, mapped=mapped)
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Names, types and shapes of the inputs."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """Names, types and shapes of the outputs."""
-        return self._outputs
-
-    @property
-    def variant(self) -> str:
-        """The id of the variant."""
-        return self._variant
-
-    @property
-    def device(self) -> str:
-        """Where it runs and how, for people."""
-        return self._device
 
     @property
     def lanes(self) -> int:
@@ -326,14 +306,6 @@ class TrtSession:
         self._free.clear()
         self._engine = self._runtime = self._logger = None
         self._gpu.close()
-
-    def __enter__(self) -> TrtSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _io_tensors(trt: Any, engine: Any, variant: str) -> tuple[tuple[IoTensor, ...], tuple[IoTensor, ...]]:

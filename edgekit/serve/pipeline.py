@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any
 
 import msgspec
@@ -33,7 +32,7 @@ import numpy as np
 from msgspec import Meta
 
 from edgekit.errors import UsageError
-from edgekit.runtime.session import Session
+from edgekit.runtime.session import LoadedSession, Session
 from edgekit.serve.crops import Crop, crop
 from edgekit.serve.model import Model
 from edgekit.serve.options import ModelOptions, read_toml
@@ -84,7 +83,7 @@ class _Step:
     outputs: tuple[tuple[str, str], ...]
 
 
-class PipelineSession:
+class PipelineSession(LoadedSession):
     """Runs the stages of a pipeline; to everyone else, one session."""
 
     def __init__(self, name: str, file: PipelineFile, models: Mapping[str, Model]) -> None:
@@ -112,29 +111,11 @@ class PipelineSession:
                 )
         self._inputs = tuple(TensorSpec(n, s.dtype, s.shape) for n, s in free.items())
         self._outputs = tuple(TensorSpec(n, made[n].dtype, made[n].shape) for n in file.outputs)
+        self._variant = ", ".join(f"{m.name}: {m.session.variant}" for m in held)
+        self._device = "; ".join(dict.fromkeys(m.session.device for m in held))
         self._held = held
         for model in held:
             model.hold()
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """What no stage makes."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """As declared."""
-        return self._outputs
-
-    @property
-    def variant(self) -> str:
-        """The variants of the stages."""
-        return ", ".join(f"{m.name}: {m.session.variant}" for m in self._held)
-
-    @property
-    def device(self) -> str:
-        """Where the stages run."""
-        return "; ".join(dict.fromkeys(m.session.device for m in self._held))
 
     def run(self, feed: Feed) -> Tensors:
         """Run every stage once. A stage that gets no rows (no box was found) is not run, and gives none.
@@ -164,14 +145,6 @@ class PipelineSession:
         held, self._held = self._held, []
         for model in held:
             model.let_go()
-
-    def __enter__(self) -> PipelineSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def pipeline_model(

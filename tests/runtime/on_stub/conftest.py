@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pytest
 
 from edgekit.runtime.cuda import Gpu
-from tests.runtime.on_stub import fake_trt
 from tests.runtime.on_stub.driver import Stub
 
 
@@ -26,6 +25,8 @@ def gpu(stub: Stub) -> Iterator[Gpu]:
 @pytest.fixture
 def nothing_left_behind(stub: Stub) -> Iterator[None]:
     """A module like TensorRT as new; after the test nothing may be left on the stub's GPU."""
+    from tests.runtime.on_stub import fake_trt  # it loads the stub, which is there only in a process of its own
+
     fake_trt.events.clear()
     fake_trt.refuse.clear()
     before = stub.live
