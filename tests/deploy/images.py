@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -122,3 +123,11 @@ def words(text: str) -> list[str]:
     found = json.loads(text[text.index("[") :])
     assert all(isinstance(word, str) for word in found)
     return list(found)
+
+
+def free_ports() -> tuple[str, str]:
+    """Two that nobody listens on."""
+    with socket.socket() as one, socket.socket() as two:
+        for s in (one, two):
+            s.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1]), str(two.getsockname()[1])

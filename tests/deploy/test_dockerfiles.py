@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ import msgspec
 import pytest
 
 from tests.data import ROOT
-from tests.deploy.images import Replay, Stage, stages_of, words
+from tests.deploy.images import Replay, Stage, free_ports, stages_of, words
 from tests.serve.running import Client
 from tests.tiny import tiny_package
 
@@ -77,13 +76,6 @@ def test_what_the_images_need_is_not_ignored() -> None:
     for name in FILES:
         copied = [text.split() for stage in stages_of(name) for text in stage.all("COPY") if "--from" not in text]
         assert {source for *sources, _ in copied for source in sources} == kept
-
-
-def free_ports() -> tuple[str, str]:
-    with socket.socket() as one, socket.socket() as two:
-        for s in (one, two):
-            s.bind(("127.0.0.1", 0))
-        return str(one.getsockname()[1]), str(two.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
