@@ -16,6 +16,7 @@ EXTRA_OF = {
     "safetensors": "export",
     "onnxruntime": "cpu",
     "opentelemetry": "otel",
+    "cryptography": "sign",
     "matplotlib": "bench",
     "mlperf_loadgen": "loadgen",
     "google": "serve",

@@ -79,6 +79,9 @@ DEPENDENCIES = (
     Dependency(
         module="mlperf_loadgen", distributions=("mlcommons-loadgen",), extra="loadgen", use="MLPerf scenarios of bench"
     ),
+    Dependency(
+        module="cryptography", distributions=("cryptography",), extra="sign", use="signs packages, checks signatures"
+    ),
     Dependency(module="pynvml", distributions=("nvidia-ml-py",), extra="telemetry", use="energy of NVIDIA GPUs"),
     Dependency(module="zstandard", distributions=("zstandard",), extra="telemetry", use="captures as .tar.zst"),
     Dependency(module="cuda.bindings", distributions=("cuda-bindings",), extra="plugins", use="compiles CUDA plugins"),
@@ -101,6 +104,9 @@ NEEDS = {
     "tune": ("onnxruntime",),
     "serve": ("onnxruntime", "httptools", "uvloop"),
     "inspect": (),
+    "pack": (),
+    "unpack": (),
+    "sign": ("cryptography",),
     "monitor": (),
     "board": (),
     "plugins": ("cuda.bindings",),

@@ -46,6 +46,14 @@ class IntegrityError(PackageError):
     exit_code = 1
 
 
+class SignatureError(IntegrityError):
+    """A package is not signed by a key that is trusted, or was changed after it was signed."""
+
+
+class DeviceError(EdgekitError):
+    """Another machine could not be reached, or did not do what it was asked; what it had before is untouched."""
+
+
 class InputError(UsageError):
     """An input tensor or input file does not fit the model."""
 

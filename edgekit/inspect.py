@@ -12,11 +12,13 @@ import msgspec
 
 from edgekit import graphs
 from edgekit._lazy import available
+from edgekit.contents import strangers
 from edgekit.engine.apply import stored_layers
 from edgekit.engine.inspect import EngineLayer, EngineSummary, summary_of
 from edgekit.errors import ModelError
 from edgekit.manifest import File, Manifest, Tensor, Variant
-from edgekit.package import MANIFEST, REPORTS, Package, sha256_of
+from edgekit.package import Package, sha256_of
+from edgekit.signature import Signed, signed
 from edgekit.tensors import dtype_from_onnx
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ class EngineInspection(msgspec.Struct, frozen=True, kw_only=True):
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     """A package: its manifest, the files whose digest was checked, those that the manifest does not know, a graph.
 
+    `signed` is what its signature says, unchecked: that takes a key (`edgekit verify --verify-key`). None without one.
     `graph` is None where there is nothing to read it with, and `graph_note` says so; for an engine, `engine` takes its
     place.
     """
@@ -89,6 +92,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     labels: int
     checked: tuple[File, ...]
     strangers: tuple[str, ...]
+    signed: Signed | None
     graph: Graph | None
     graph_note: str = ""
     engine: EngineInspection | None = None
@@ -119,15 +123,13 @@ def inspect_package(package: Package, *, variant: str | None = None) -> Inspecti
     for name in files:
         package.file(name)
     graph, note = _graph_of(package, chosen)
-    known = {MANIFEST, *files}
-    present = {str(p.relative_to(package.path)) for p in package.path.rglob("*") if p.is_file()}
-    strangers = sorted(n for n in present - known if not n.startswith(f"{REPORTS}/"))
     return Inspection(
         path=str(package.path),
         manifest=package.manifest,
         labels=len(package.labels()),
         checked=tuple(files.values()),
-        strangers=tuple(strangers),
+        strangers=tuple(strangers(package)),
+        signed=signed(package),
         graph=graph,
         graph_note=note,
         engine=_engine_of(package, chosen),

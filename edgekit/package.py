@@ -40,7 +40,7 @@ MANIFEST = "manifest.json"
 SAMPLES = "samples.npz"
 LABELS = "labels.txt"
 CALIBRATION = "calibration.json"
-REPORTS = "reports"
+REPORTS, SIGNATURE = "reports", "signature.json"
 
 _stages = itertools.count()
 
@@ -65,11 +65,12 @@ def sha256_of(path: Path) -> str:
 
 
 class Package:
-    """An opened package. Cheap to open: only the manifest is read."""
+    """An opened package. Cheap to open: only the manifest is read. `pinned`: digests that its stages' must have."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
+        self.pinned: Mapping[str, str] = {}
         self._checked: dict[str, tuple[int, int, int]] = {}
 
     @classmethod
@@ -118,7 +119,8 @@ class Package:
         opened = []
         for stage in found:
             package = Package.open(self.path / inside(stage.package))
-            if package.reference.sha256 != stage.reference:
+            pinned = self.pinned.get(stage.package, package.manifest.digest)
+            if package.reference.sha256 != stage.reference or package.manifest.digest != pinned:
                 raise IntegrityError(
                     f"Stage '{stage.name}' of '{self.path.name}' is not the model that was exported with it. "
                     "Restore it, or export all stages again."
@@ -367,6 +369,7 @@ class PackageWriter:
         reports = self.target / REPORTS
         if reports.is_dir():
             wanted.update(f"{REPORTS}/{p.name}" for p in reports.iterdir() if p.is_file())
+        wanted.update(p.name for p in self.target.glob(SIGNATURE))  # it holds no longer, but says who had signed
         for name in wanted:
             old, new = self.target / inside(name), self._stage / inside(name)
             new.parent.mkdir(parents=True, exist_ok=True)

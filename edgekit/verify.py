@@ -74,7 +74,10 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
-    """All checks, and what they were made on. `skipped` maps a variant to why this machine did not run it."""
+    """All checks, and what they were made on. `skipped` maps a variant to why this machine did not run it.
+
+    `signed_by`: fingerprint of the trusted key whose signature was checked; None where none was asked for.
+    """
 
     package: str
     samples: int
@@ -83,6 +86,7 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     metric_note: str
     checks: tuple[Check, ...]
     skipped: dict[str, str]
+    signed_by: str | None = None
 
     @property
     def passed(self) -> bool:

@@ -17,7 +17,8 @@ PLUGINS = ROOT / "plugins_trt"
 
 LEVEL_0 = {"errors", "tensors", "_files", "_lazy"}
 LEVEL_1 = {"package", "manifest", "recipe", "preprocess", "inputs", "graphs", "rewrite", "targets", "gpu", "trt_api"}
-STAGES = {"export", "quantize", "engine", "runtime", "telemetry"}
+LEVEL_1 |= {"contents", "signature"}
+STAGES = {"export", "quantize", "engine", "runtime", "telemetry", "deliver"}
 LEVEL_3 = {"verify", "inference", "inspect", "layers", "noise", "bench", "serve", "doctor", "tune"}
 LEVELS = {**dict.fromkeys(LEVEL_0, 0), **dict.fromkeys(LEVEL_1, 1), **dict.fromkeys(STAGES, 2)}
 LEVELS |= {**dict.fromkeys(LEVEL_3, 3), "cli": 4, "__main__": 5, "__init__": 5}
@@ -26,6 +27,7 @@ RUNTIME_API = {"edgekit.runtime.session", "edgekit.runtime.ort"}
 """Running a model is a service that every stage may use; nothing else crosses between stages."""
 
 HEAVY = {
+    "cryptography",
     "cuda",
     "google",
     "grpc",

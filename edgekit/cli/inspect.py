@@ -22,6 +22,7 @@ from edgekit.inspect import Graph, Inspection, ModelInspection, inspect_model, i
 from edgekit.manifest import Manifest, Tensor, Variant
 from edgekit.package import MANIFEST, Package
 from edgekit.preprocess import ImagePreprocess, Preprocess
+from edgekit.signature import Signed, short, signed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,8 +74,9 @@ def _inspect_stages(package: Package, *, as_json: bool) -> int:
     own_files = [package.file(name) for name in package.manifest.all_files()]
     found = {stage.name: inspect_package(own) for stage, own in package.stages()}
     if as_json:
-        print_json({"manifest": package.manifest, "stages": found})
+        print_json({"manifest": package.manifest, "signed": signed(package), "stages": found})
         return 0
+    _print_facts([("signature", _signature_text(signed(package)))])
     print_stages(package)
     sizes = [f.stat().st_size for f in own_files] + [f.bytes for result in found.values() for f in result.checked]
     print_text(f"{len(sizes)} files, {bytes_text(sum(sizes))}: every SHA-256 matches the manifests")
@@ -107,6 +109,7 @@ def _print_package(result: Inspection) -> None:
         *([("labels", str(result.labels))] if result.labels else []),
         ("samples", f"{m.samples.count}, from {m.samples.source}" if m.samples else "none"),
         *_provenance_lines(m),
+        ("signature", _signature_text(result.signed)),
     ]
     _print_facts(facts)
     print_text("")
@@ -117,6 +120,15 @@ def _print_package(result: Inspection) -> None:
     print_text(f"\n{count} file{'s' if count != 1 else ''}, {bytes_text(total)}: every SHA-256 matches the manifest")
     if result.strangers:
         print_text(f"note: not in the manifest: {', '.join(result.strangers)}")
+
+
+def _signature_text(found: Signed | None) -> str:
+    if found is None:
+        return "none"
+    keys = ", ".join(map(short, found.keys)) or "nobody"
+    if not found.fits:
+        return f"void: the package was changed after {keys} signed it"
+    return f"by {keys}; check it with: edgekit verify X.edge --verify-key PUB"
 
 
 def _print_facts(facts: Sequence[tuple[str, str]]) -> None:

@@ -9,7 +9,16 @@ from typing import Any, Protocol
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -78,6 +87,32 @@ def progress(description: str, total: int | None) -> Iterator[Advance]:
             bar.advance(task, steps)
 
         yield advance
+
+
+class ByteProgress:
+    """Moves a bar of bytes on: by a count (a call), or to a state (`to`)."""
+
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        self._bar, self._task = bar, task
+
+    def __call__(self, count: int) -> None:
+        """So many more bytes are done."""
+        self._bar.advance(self._task, count)
+
+    def to(self, done: int, total: int) -> None:
+        """`done` bytes of `total` are done."""
+        self._bar.update(self._task, completed=done, total=total)
+
+
+@contextmanager
+def progress_bytes(description: str, total: int | None) -> Iterator[ByteProgress]:
+    """A progress bar of bytes with their rate on stderr, shown on a terminal only."""
+    console = _console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        yield ByteProgress(bar, bar.add_task(description, total=total))
 
 
 def _cell(value: object) -> str:

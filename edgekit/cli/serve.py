@@ -16,7 +16,7 @@ binary data where that matters. A package that is replaced on disk is loaded
 beside the old one and takes its place once it was tested. Where a model runs,
 and how many requests run together, is measured at the start. A browser shows a
 live page at the URL. SIGINT and SIGTERM end the server after it has answered
-what it was asked; SIGHUP reads certificates and tokens again.
+what it was asked; SIGHUP reads certificates, tokens and keys again.
 """
 
 from __future__ import annotations
@@ -108,6 +108,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--token-file", type=Path, metavar="FILE", help="tokens of clients: a line each, TOKEN or TOKEN control"
     )
     more.add_argument(
+        "--require-signature",
+        type=Path,
+        action="append",
+        metavar="PUB",
+        help="serve only packages that this key signed (repeatable; edgekit sign)",
+    )
+    more.add_argument(
         "--open-health",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -160,11 +167,13 @@ def _work(
     from edgekit.serve.machine import MachineWatch
     from edgekit.serve.server import Server
     from edgekit.serve.settings import LogSettings, TraceSettings
+    from edgekit.signature import TrustedKeys
 
     _log_to_stderr(args, worker=None if peers is None else peers.slot)
     tokens = None if args.token_file is None else Tokens(args.token_file, open_health=args.open_health)
     share = None if peers is None else {"threads": max(1, physical_cores() // peers.count)}
-    library = Library(args.packages, given=_options(args), otherwise=share)
+    trust = TrustedKeys(args.require_signature) if args.require_signature else None
+    library = Library(args.packages, given=_options(args), otherwise=share, trust=trust)
     first = peers is None or (peers.slot == 0 and peers.starts == 1)
     models = library.load_all(loaded=lambda model: _say(str(model)) if first else None)
     connections = min(Limits.connections, make_room())

@@ -4,6 +4,8 @@ Runs the package's own samples (no PyTorch, no dataset needed) and compares with
 original model: largest error, cosine similarity, top-1 agreement. With --recipe the recipe's own metric is
 measured through every variant too. Writes reports/verify.json. Exits 1 if a variant is outside its tolerance.
 
+With --verify-key the package must be signed by that key: checked first, over every file.
+
 --layers compares one variant with the reference tensor by tensor and names the first bad layer; --bisect cuts the
 smallest piece of the graph that still fails and writes it, with real inputs, to reports/. Both need the onnx package.
 """
@@ -11,6 +13,7 @@ smallest piece of the graph that still fails and writes it, with real inputs, to
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import msgspec
 
@@ -20,6 +23,7 @@ from edgekit.layers import SNR_DB, LayerDifference, bisect, compare_layers, piec
 from edgekit.package import Package
 from edgekit.recipe import spec_from_recipe
 from edgekit.runtime.devices import one_device
+from edgekit.signature import TrustedKeys, short
 from edgekit.verify import Check, VerifyReport, verify
 
 
@@ -35,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads (default: one a core)")
     parser.add_argument("--device", metavar="D", help="cpu or cuda:N (default: the best for each variant)")
+    parser.add_argument(
+        "--verify-key", type=Path, action="append", metavar="PUB", help="it must be signed by this key (repeatable)"
+    )
     parser.add_argument("--layers", action="store_true", help="compare --variant with the reference layer by layer")
     parser.add_argument("--bisect", action="store_true", help="write the smallest piece of --variant that fails")
     parser.add_argument(
@@ -45,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Verify, print, write the report."""
     package = Package.open(args.package)
+    signed_by = TrustedKeys(args.verify_key).check(package) if args.verify_key else None
+    if signed_by:
+        note(f"signed by {short(signed_by)}")
     if args.layers or args.bisect:
         if not args.variant or len(args.variant) != 1:
             raise UsageError("--layers and --bisect look at one variant; name it with --variant ID.")
@@ -58,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         device=one_device(args.device, command="verify"),
     )
+    report = msgspec.structs.replace(report, signed_by=signed_by)
     data = msgspec.json.format(msgspec.json.encode(report), indent=2)
     path = package.write_report("verify.json", data + b"\n")
     if args.json:

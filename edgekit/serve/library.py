@@ -16,19 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from edgekit.errors import EdgekitError, UsageError
-from edgekit.package import MANIFEST, REPORTS, Package
-from edgekit.serve.loading import model_from_package
+from edgekit.package import MANIFEST, Package
+from edgekit.serve.changes import Signature, signature_of
+from edgekit.serve.loading import model_from_package, opened, refuse_if_signed_only
 from edgekit.serve.messages import RequestError
 from edgekit.serve.model import Model
-from edgekit.serve.options import PIPELINE_SUFFIX, ModelOptions, model_options, option_files
-from edgekit.serve.repository import LOADING, UNAVAILABLE, version_order
+from edgekit.serve.options import PIPELINE_SUFFIX, ModelOptions, model_options
+from edgekit.serve.repository import LOADING, UNAVAILABLE, chosen_versions, version_order
 
 if TYPE_CHECKING:
     from edgekit.serve.pipeline import PipelineFile
+    from edgekit.signature import TrustedKeys
 
 LOGGER = logging.getLogger(__name__)
 
-Signature: TypeAlias = tuple[Any, ...]
 Key: TypeAlias = tuple[str, str]
 Given: TypeAlias = "Mapping[str, Any] | None"
 Answer: TypeAlias = Callable[["Exception | None"], None]
@@ -91,24 +92,23 @@ def _in_folder(folder: Path) -> list[Path]:
     return sorted(p for p in (*packages, *files) if not any(part.startswith(".") for part in p.parts[-2:]))
 
 
-def chosen_versions(sources: Sequence[Source], policy: str | int | tuple[str, ...]) -> list[Source]:
-    """Which of the versions of one model are served: see `ModelOptions.versions`."""
-    ranked = sorted(sources, key=lambda s: version_order(s.version))
-    if policy == "all":
-        return ranked
-    if isinstance(policy, tuple):
-        return [s for s in ranked if s.version in policy]
-    return ranked[-1 if policy == "latest" else -int(policy) :]
-
-
 class Library:
     """The packages under `paths`. `given`: options for all models, `otherwise`: where nothing else is said.
 
-    `load_all` loads at the start; `start` watches and takes orders on a thread of its own.
+    `load_all` loads at the start; `start` watches and takes orders on a thread of its own. With `trust`, only packages
+    that its keys signed are loaded.
     """
 
-    def __init__(self, paths: Iterable[str | Path], *, given: Given = None, otherwise: Given = None) -> None:
+    def __init__(
+        self,
+        paths: Iterable[str | Path],
+        *,
+        given: Given = None,
+        otherwise: Given = None,
+        trust: TrustedKeys | None = None,
+    ) -> None:
         self._paths = [Path(p) for p in paths]
+        self._trust = trust
         self._given, self._otherwise = dict(given or {}), otherwise
         self._extra: dict[str, Mapping[str, Any]] = {}
         self._sources: dict[Path, Source] = {}
@@ -167,6 +167,12 @@ class Library:
     def unload(self, name: str, answer: Answer, *, dependents: bool = False) -> None:
         """Serve `name` no longer, until it is loaded again; with `dependents`, pipelines that run it neither."""
         self._orders.put(partial(self._ordered, partial(self._unload_now, name, dependents), answer))
+
+    def reload_keys(self) -> None:
+        """Read the keys of signatures again, and try what was refused again. Raises UsageError: nothing changes."""
+        if self._trust is not None:
+            self._trust.reload()
+            self._orders.put(self._failed.clear)
 
     def extra_of(self, name: str) -> dict[str, Any]:
         """The options that the last load of `name` on request came with."""
@@ -254,7 +260,7 @@ class Library:
             repository = given.is_dir() and not (given / MANIFEST).exists() and given.suffix != ".edge"
             for path in _in_folder(given) if repository else [given] if given.exists() else []:
                 known = self._sources.get(path)
-                signature = _signature(path)
+                signature = signature_of(path)
                 if known is not None and known.signature == signature:
                     found[path] = known
                     continue
@@ -306,11 +312,12 @@ class Library:
         if source.pipeline is not None:
             from edgekit.serve.pipeline import pipeline_model
 
+            refuse_if_signed_only(source.path, self._trust)
             model = pipeline_model(
                 source.pipeline, self._models_by_name(), name=source.name, options=options, path=source.path
             )
         else:
-            model = model_from_package(Package.open(source.path), options=options)
+            model = model_from_package(opened(source.path, self._trust), options=options)
         self._loaded[source.key], self._models[source.key] = source, model
         self._failed.pop(source.path, None)
         return model
@@ -362,7 +369,7 @@ class Library:
 
 def _source(path: Path) -> Source:
     """Raises PackageError, IntegrityError or UsageError: it cannot be opened."""
-    signature = _signature(path)  # before it is read: a change meanwhile is then seen later
+    signature = signature_of(path)  # before it is read: a change meanwhile is then seen later
     if path.name.endswith(PIPELINE_SUFFIX):
         from edgekit.serve.pipeline import read_pipeline  # only where there is one: start-up is short
 
@@ -370,24 +377,6 @@ def _source(path: Path) -> Source:
         return Source(path, file.name or path.name.removesuffix(PIPELINE_SUFFIX), file.version, signature, file)
     package = Package.open(path)
     return Source(path, package.name, package.manifest.version, signature)
-
-
-def _signature(path: Path) -> Signature:
-    """Changes when a file of the package or its options does; reports are results, not content."""
-    files = list(option_files(path))
-    if path.is_dir():
-        files += (p for p in path.rglob("*") if REPORTS not in p.relative_to(path).parts)
-    else:
-        files.append(path)
-    out = []
-    for file in sorted(files):
-        try:
-            stat = file.stat()
-        except OSError:
-            continue
-        if not file.is_dir():
-            out.append((str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino))
-    return tuple(out)
 
 
 def load_models(

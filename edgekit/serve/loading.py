@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from edgekit.errors import SignatureError
 from edgekit.package import Package, Samples
 from edgekit.runtime.devices import parse_devices
 from edgekit.runtime.placed import Opened, open_placed
@@ -18,10 +21,35 @@ from edgekit.serve.warmup import Cost
 from edgekit.serve.worker import INLINE_S
 from edgekit.tensors import Feed
 
+if TYPE_CHECKING:
+    from edgekit.signature import TrustedKeys
+
 SMALL_MODEL_BYTES = 1_000_000
 """A model file below this is tried on one thread first: if a run is short, more threads only slow it down."""
 
 PLATFORMS = {"onnx": "onnxruntime_onnx", "tensorrt": "tensorrt_plan", "tensorrt-rtx": "tensorrt_rtx"}
+
+
+def opened(path: Path, trust: TrustedKeys | None) -> Package:
+    """The package at `path`; with `trust`, one that a key of it signed, exactly as it is.
+
+    Raises:
+        PackageError, IntegrityError: see `Package.open`.
+        SignatureError: see `TrustedKeys.check`.
+    """
+    package = Package.open(path)
+    if trust is not None:
+        trust.check(package)
+    return package
+
+
+def refuse_if_signed_only(path: Path, trust: TrustedKeys | None) -> None:
+    """Raise SignatureError if what is served must be signed: the pipeline file at `path` cannot be."""
+    if trust is not None:
+        raise SignatureError(
+            f"'{path.name}' is a file without a signature, and this server takes signed packages only. "
+            "Export the models as one package of stages, which can be signed, or leave the pipeline out."
+        )
 
 
 def model_from_package(package: Package, *, options: ModelOptions | None = None) -> Model:
@@ -69,7 +97,7 @@ def model_from_package(package: Package, *, options: ModelOptions | None = None)
 def _open(package: Package, options: ModelOptions, samples: Samples | None) -> tuple[Opened, Cost | None, int]:
     """The session with what was chosen, what a run of one of its samples costs, and how many rows to join."""
 
-    def opened(threads: int | None) -> Opened:
+    def placed(threads: int | None) -> Opened:
         devices = parse_devices(options.device) if options.device else ()
         return open_placed(package, variant=options.variant, threads=threads, devices=devices, split=options.split)
 
@@ -78,14 +106,14 @@ def _open(package: Package, options: ModelOptions, samples: Samples | None) -> t
         return warm(session, joiner, inputs, options)
 
     if samples is None:
-        return opened(options.threads), None, 1
+        return placed(options.threads), None, 1
     one_first = options.threads is None and _size(package, options) < SMALL_MODEL_BYTES
-    found = opened(1 if one_first else options.threads)
+    found = placed(1 if one_first else options.threads)
     try:
         cost, max_rows = measured(found.session, samples.inputs)
         if one_first and cost.latency_s > INLINE_S:
             found.session.close()
-            found = opened(None)
+            found = placed(None)
             cost, max_rows = measured(found.session, samples.inputs)
     except BaseException:
         found.session.close()

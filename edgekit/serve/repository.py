@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from edgekit.errors import UsageError
 from edgekit.serve.messages import RequestError
 from edgekit.serve.model import Model
+
+
+class Versioned(Protocol):
+    """Anything that comes in versions."""
+
+    @property
+    def version(self) -> str:
+        """Which one this is."""
+        ...
+
+
+_V = TypeVar("_V", bound=Versioned)
 
 READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
 
@@ -24,6 +37,16 @@ def version_order(version: str) -> tuple[tuple[int, int, str], ...]:
     """Sorts versions as people do: 9 before 10, 1.2 before 1.10."""
     parts = [p for p in re.split(r"(\d+)", version) if p]
     return tuple((1, int(p), "") if p.isdigit() else (0, 0, p) for p in parts)
+
+
+def chosen_versions(sources: Sequence[_V], policy: str | int | tuple[str, ...]) -> list[_V]:
+    """Which of the versions of one model are served: see `ModelOptions.versions`."""
+    ranked = sorted(sources, key=lambda s: version_order(s.version))
+    if policy == "all":
+        return ranked
+    if isinstance(policy, tuple):
+        return [s for s in ranked if s.version in policy]
+    return ranked[-1 if policy == "latest" else -int(policy) :]
 
 
 class Repository:

@@ -300,6 +300,11 @@ class Server:
                         connection.drain()
         except EdgekitError as error:
             LOGGER.error("tokens stay as they were: %s", error)
+        try:
+            if self.app.library is not None:
+                self.app.library.reload_keys()
+        except EdgekitError as error:
+            LOGGER.error("keys of signatures stay as they were: %s", error)
         self._tell_ready()
 
     def _tell_ready(self) -> None:

@@ -15,9 +15,10 @@ import pytest
 from edgekit.errors import IntegrityError, PackageError, UsageError
 from edgekit.package import Package, create
 from edgekit.serve.app import App
-from edgekit.serve.library import Library, Source, chosen_versions, load_models, package_folders
+from edgekit.serve.library import Library, Source, load_models, package_folders
 from edgekit.serve.messages import InferRequest, InferResponse, RequestError
-from edgekit.serve.repository import Repository
+from edgekit.serve.repository import Repository, chosen_versions
+from edgekit.signature import TrustedKeys
 from tests.serve.packages import copy_with_changed_byte, wide_package
 from tests.tiny import WEIGHT, tiny_manifest, tiny_model, tiny_package
 
@@ -33,9 +34,9 @@ def versioned(path: Path, name: str, version: str, factor: float = 1.0) -> Packa
 class Serving:
     """A library and an app, whose loop is turned by the test."""
 
-    def __init__(self, *paths: Path, **given: object) -> None:
+    def __init__(self, *paths: Path, trust: TrustedKeys | None = None, **given: object) -> None:
         self.calls: queue.Queue[Callable[[], object]] = queue.Queue()
-        self.library = Library(paths, given=given)
+        self.library = Library(paths, given=given, trust=trust)
         self.app = App(Repository(self.library.load_all()), library=self.library)
         self.library.start(self.app, self.post, watch_s=None)
 

@@ -1,0 +1,1 @@
+"""Packages on their way to devices: as one file, and over ssh."""
