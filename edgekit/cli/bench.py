@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import msgspec
-
-from edgekit.bench import BenchReport, bench
+from edgekit.bench import bench
 from edgekit.bench.joules import LONG_S
 from edgekit.bench.plot import png_of
 from edgekit.bench.runner import SWEEP
@@ -29,7 +28,8 @@ from edgekit.cli.bench_scenario import add_scenario_arguments, check_no_scenario
 from edgekit.cli.bench_sustained import run_sustained_command
 from edgekit.cli.bench_view import print_report
 from edgekit.cli.output import note, print_json
-from edgekit.errors import EdgekitError, MissingDependencyError, StorageError, UsageError
+from edgekit.cli.reports import write_reports
+from edgekit.errors import EdgekitError, UsageError
 from edgekit.package import Package
 from edgekit.recipe import spec_from_recipe
 from edgekit.runtime.devices import one_device
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if gate:
         report = gate.judge(report)
-    code = _write(package, report, plot=not args.no_plot)
+    code = write_reports(package, "bench", report, picture=None if args.no_plot else partial(png_of, report))
     if args.json:
         print_json(report)
     else:
@@ -140,20 +140,3 @@ def _sizes(given: Sequence[str]) -> dict[str, int]:
             raise UsageError(f"--size {text} is not usable; expected NAME=N, for example: --size height=224")
         out[name] = int(number)
     return out
-
-
-def _write(package: Package, report: BenchReport, *, plot: bool) -> int:
-    """Put the reports into the package; what keeps them from being written is said, and the figures are kept."""
-    try:
-        data = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
-        written = [package.write_report("bench.json", data)]
-        if plot:
-            try:
-                written.append(package.write_report("bench.png", png_of(report)))
-            except MissingDependencyError as error:
-                note(f"no picture: {error}")
-    except StorageError as error:
-        note(f"edgekit: {error}")
-        return EdgekitError.exit_code
-    note(f"wrote {', '.join(str(p) for p in written)}")
-    return 0

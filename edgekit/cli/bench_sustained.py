@@ -6,8 +6,7 @@ import argparse
 import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
-
-import msgspec
+from functools import partial
 
 from edgekit.bench.inputs import bench_inputs
 from edgekit.bench.measure import Contender
@@ -15,7 +14,8 @@ from edgekit.bench.runner import this_machine
 from edgekit.bench.sustained import Sustained, run_sustained, summary_of
 from edgekit.bench.sustained_plot import sustained_png
 from edgekit.cli.output import note, print_json, print_text
-from edgekit.errors import EdgekitError, MissingDependencyError, StorageError, UsageError
+from edgekit.cli.reports import write_reports
+from edgekit.errors import UsageError
 from edgekit.package import Package
 from edgekit.runtime.devices import one_device
 from edgekit.runtime.ort import physical_cores
@@ -63,27 +63,12 @@ def run_sustained_command(args: argparse.Namespace, package: Package, sizes: Map
             batch=args.batch,
             threads=threads,
         )
-    code = _write(package, report, plot=not args.no_plot)
+    code = write_reports(package, "sustained", report, picture=None if args.no_plot else partial(sustained_png, report))
     if args.json:
         print_json(report)
     else:
         _print(report)
     return code
-
-
-def _write(package: Package, report: Sustained, *, plot: bool) -> int:
-    try:
-        written = [package.write_report("sustained.json", msgspec.json.encode(report) + b"\n")]
-        if plot:
-            try:
-                written.append(package.write_report("sustained.png", sustained_png(report)))
-            except MissingDependencyError as error:
-                note(f"no picture: {error}")
-    except StorageError as error:
-        note(f"edgekit: {error}")
-        return EdgekitError.exit_code
-    note(f"wrote {', '.join(str(p) for p in written)}")
-    return 0
 
 
 def _print(r: Sustained) -> None:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 import re
+from functools import partial
 from pathlib import Path
 
-import msgspec
-
 from edgekit.cli.output import note, print_json, print_table, print_text
-from edgekit.errors import EdgekitError, MissingDependencyError, StorageError, UsageError
+from edgekit.cli.reports import write_reports
+from edgekit.errors import EdgekitError, UsageError
 from edgekit.package import Package
 from edgekit.runtime.devices import one_device
 from edgekit.tune.front import Point
@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
         root=args.root,
         say=note,
     )
-    code = _write(package, report, plot=not args.no_plot)
+    draw = not args.no_plot and report.points
+    code = write_reports(package, "tune", report, picture=partial(tune_png, report) if draw else None)
     if args.json:
         print_json(report)
     else:
@@ -99,22 +100,6 @@ def _numbers(option: str, text: str | None) -> tuple[int, ...] | None:
     if not all(p.isdigit() and 1 <= int(p) <= 4096 for p in parts):
         raise UsageError(f"{option} {text} is not usable; expected numbers from 1, separated by commas: {option} 1,2,4")
     return tuple(dict.fromkeys(map(int, parts)))
-
-
-def _write(package: Package, report: TuneReport, *, plot: bool) -> int:
-    try:
-        data = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
-        written = [package.write_report("tune.json", data)]
-        if plot and report.points:
-            try:
-                written.append(package.write_report("tune.png", tune_png(report)))
-            except MissingDependencyError as error:
-                note(f"no picture: {error}")
-    except StorageError as error:
-        note(f"edgekit: {error}")
-        return EdgekitError.exit_code
-    note(f"wrote {', '.join(str(p) for p in written)}")
-    return 0
 
 
 def _print(report: TuneReport) -> None:
