@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ def program_from_torch(runner: TorchRunner, example: Feed) -> Any:
     first: Exception | None = None
     for exact in (True, False):
         shapes = _dynamic_shapes(runner.inputs, exact=exact)
-        given: Any = shapes if runner.keywords else tuple(shapes.values())
+        given: Any = shapes if runner.keywords else _by_position(runner.module, tuple(shapes.values()))
         try:
             with quiet(), torch.no_grad():
                 return torch.export.export(runner.module, args, kwargs, dynamic_shapes=given, strict=False)
@@ -64,6 +65,15 @@ def _dynamic_shapes(inputs: Sequence[TensorSpec], *, exact: bool) -> dict[str, d
                 free[axis] = made[name]
         out[spec.name] = free
     return out
+
+
+def _by_position(module: Any, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`shapes` as forward() takes its arguments: those that land in *args (Keras's models) are a tuple of their own."""
+    kinds = [p.kind for p in inspect.signature(module.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds[: len(shapes)]:
+        return shapes
+    own = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*shapes[:own], shapes[own:])
 
 
 def _trace_error(runner: TorchRunner, error: Exception) -> ModelError | UsageError:

@@ -78,3 +78,26 @@ def test_node_metadata_holds_module_names_and_no_paths() -> None:
     assert "'0'" in conv.metadata_props[0].value
     assert str(Path(__file__).parent).encode() not in proto.SerializeToString()
     assert str(Path(torch.__file__).parent).encode() not in proto.SerializeToString()
+
+
+class Takes(nn.Module):
+    """As Keras's models take their inputs."""
+
+    def forward(self, *inputs, **options):
+        return inputs[0] + 2 * inputs[1]
+
+
+class TakesOne(nn.Module):
+    def forward(self, first, *rest):
+        return first + 2 * rest[0]
+
+
+@pytest.mark.parametrize("module", [Takes(), TakesOne()])
+def test_inputs_that_forward_takes_as_arguments_without_names(module: nn.Module) -> None:
+    specs = [TensorSpec(name, "float32", ("batch", 4)) for name in ("a", "b")]
+    feed = {name: np.random.default_rng(i).random((2, 4), np.float32) for i, name in enumerate("ab")}
+    runner = TorchRunner(module.eval(), specs, model="net", outputs=("y",))
+    proto = onnx_from_program(program_from_torch(runner, feed), runner, opset=18)
+    assert model_specs(proto)[0] == tuple(specs)
+    three = {name: np.random.default_rng(i).random((3, 4), np.float32) for i, name in enumerate("ab")}
+    np.testing.assert_allclose(run(proto, **three)["y"], three["a"] + 2 * three["b"], rtol=1e-6)
