@@ -10,7 +10,7 @@ from typing import Any
 
 from edgekit._lazy import require
 from edgekit.errors import MissingDependencyError, SensorError
-from edgekit.telemetry import Energy, Recorder, Sensor, above_idle, energy_between, measured_period
+from edgekit.telemetry import Energy, Recorder, Sensor, above_idle, measured_period
 from edgekit.telemetry.gpus import GpuBoard
 from edgekit.telemetry.nvml import NvmlPowerSensor, NvmlSensor, open_nvml
 
@@ -86,25 +86,18 @@ def _window(sensors: list[Sensor], load: Callable[[], Any], window_s: float) -> 
     calls = 0
     load()
     periods_s = [measured_period(s, limit_s=0.6) for s in sensors]
-    with Recorder(sensors, interval_s=0.02) as recorder:
+    with Recorder(sensors, periods_s=periods_s, interval_s=0.02) as recorder:
         rise_s = time.monotonic() + min(0.5, window_s / 4)
         while time.monotonic() < rise_s:  # the power rises for a while, which is no part of the window
             load()
-        start_s = time.monotonic()
+        start_s = recorder.mark()
         while time.monotonic() < start_s + window_s:
             load()
             calls += 1
-        end_s = time.monotonic()
+        end_s = recorder.mark()
     energies = []
     for i, sensor in enumerate(sensors):
-        found = energy_between(
-            recorder.samples(i),
-            start_s=start_s,
-            end_s=end_s,
-            period_s=periods_s[i],
-            source=sensor.source,
-            scope=sensor.scope,
-        )
+        found = recorder.between(i, start_s, end_s)
         if not isinstance(found, Energy):
             raise SensorError(f"{sensor.scope}: {found.reason}.")
         energies.append(found)

@@ -16,7 +16,7 @@ from edgekit.bench.measure import Contender
 from edgekit.bench.report import EnergyTrial, Joules
 from edgekit.bench.stats import student_t95
 from edgekit.errors import SensorError
-from edgekit.telemetry import Energy, Found, Recorder, Sensor, Unresolved, energy_between, measured_period
+from edgekit.telemetry import Energy, Found, Recorder, Sensor, Unresolved, measured_period
 from edgekit.telemetry.meter import RESOLVE
 
 LONG_S = 5.0
@@ -65,23 +65,16 @@ class Gauge:
         """
         window_s = max(seconds, 2 * RESOLVE * self.slowest_s)
         interval_s = min(0.05, max(0.005, min(self.periods_s)))
-        with Recorder(self.sensors, interval_s=interval_s) as recorder:
-            start_s = time.monotonic()
+        with Recorder(self.sensors, periods_s=self.periods_s, interval_s=interval_s) as recorder:
+            start_s = recorder.mark()
             calls = work(window_s)
-            end_s = time.monotonic()
+            end_s = recorder.mark()
         out: dict[str, Window] = {}
-        for index, (sensor, period_s) in enumerate(list(zip(self.sensors, self.periods_s))):
+        for index, sensor in enumerate(tuple(self.sensors)):
             if index in recorder.dropped:
                 self._give_up(sensor, recorder.dropped[index])
                 continue
-            energy = energy_between(
-                recorder.samples(index),
-                start_s=start_s,
-                end_s=end_s,
-                period_s=period_s,
-                source=sensor.source,
-                scope=sensor.scope,
-            )
+            energy = recorder.between(index, start_s, end_s)
             if isinstance(energy, Unresolved):
                 self._give_up(sensor, f"{sensor.scope}: {energy.reason}.")
             else:

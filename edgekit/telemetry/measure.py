@@ -9,7 +9,7 @@ from types import TracebackType
 
 from edgekit.errors import SensorError, UsageError
 from edgekit.telemetry.find import find_sensors
-from edgekit.telemetry.meter import Active, Energy, Unresolved, above_idle, energy_between
+from edgekit.telemetry.meter import Active, Energy, Unresolved, above_idle
 from edgekit.telemetry.sensors import Found, Recorder, Sensor, measured_period
 
 FASTEST_S, SLOWEST_S = 0.02, 0.05
@@ -70,45 +70,36 @@ class Meter:
                 usable.append((sensor, measured_period(sensor)))
             except SensorError as error:
                 self.reasons += (str(error),)
-        self._sensors = usable
+        self._sensors = [sensor for sensor, _ in usable]
         fastest_s = min((period_s for _, period_s in usable), default=SLOWEST_S)
         interval_s = min(SLOWEST_S, max(FASTEST_S, fastest_s / 2))
-        self._recorder = Recorder([sensor for sensor, _ in usable], interval_s=interval_s).__enter__()
-        self._begun_s = time.monotonic()
+        self._recorder = Recorder(
+            self._sensors, periods_s=[period_s for _, period_s in usable], interval_s=interval_s
+        ).__enter__()
+        self._begun_s = self._recorder.mark()
         if usable:
             try:
                 time.sleep(self._idle_s)
             except BaseException as error:  # Ctrl-C: the block is not entered, so nobody else ends the recording
                 self._recorder.__exit__(type(error), error, None)
                 raise
-        self._start_s = time.monotonic()
+        self._start_s = self._recorder.mark()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        end_s = time.monotonic()
+        end_s = self._recorder.mark()
         self._recorder.__exit__(kind, error, trace)
         if error is None:
             self.results = tuple(self._result(i, end_s) for i in range(len(self._sensors)))
 
     def _result(self, index: int, end_s: float) -> Measured:
-        sensor, period_s = self._sensors[index]
+        sensor = self._sensors[index]
+        energy = self._recorder.between(index, self._start_s, end_s)
         if index in self._recorder.dropped:
-            return Measured(sensor.name, Unresolved(self._recorder.dropped[index].rstrip(".")))
-
-        def between(start_s: float, end_s: float) -> Energy | Unresolved:
-            return energy_between(
-                self._recorder.samples(index),
-                start_s=start_s,
-                end_s=end_s,
-                period_s=period_s,
-                source=sensor.source,
-                scope=sensor.scope,
-            )
-
-        energy = between(self._start_s, end_s)
-        idle = between(self._begun_s, self._start_s) if self._idle_s else None
+            return Measured(sensor.name, energy)
+        idle = self._recorder.between(index, self._begun_s, self._start_s) if self._idle_s else None
         if isinstance(energy, Unresolved) or not isinstance(idle, Energy):
             if isinstance(idle, Unresolved):
                 self.reasons += (f"{sensor.name}: idle was not measured, {idle.reason}.",)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from edgekit.telemetry.sensors import Sample, Source
+from edgekit.telemetry.knots import CounterKnots, PowerKnots
+
+if TYPE_CHECKING:
+    from edgekit.telemetry.sensors import Sample, Source
 
 RESOLVE = 10.0
 """A window shorter than this many update periods of its sensor gives no figure: its edges alone are 10 % of it."""
@@ -74,8 +77,65 @@ def update_period(samples: Sequence[Sample]) -> float | None:
     return statistics.median(b - a for a, b in itertools.pairwise(edges))
 
 
+class Integrator:
+    """Turns readings that come one by one into the energy of marked windows; memory does not grow with their number.
+
+        meter = Integrator(period_s=0.1)
+        meter.mark(start_s)                          # as it passes, or before
+        meter.add(sample)                            # again and again, in order of time
+        meter.mark(end_s)
+        meter.add(sample)                            # until the readings cover the window
+        meter.between(start_s, end_s, source="rail", scope="module rail VDD_IN")
+
+    `period_s` is the sensor's update period; a window must last `resolve` of them.
+    """
+
+    def __init__(self, *, period_s: float, resolve: float = RESOLVE) -> None:
+        self._period_s, self._resolve = period_s, resolve
+        self._counter, self._power = CounterKnots(period_s), PowerKnots(period_s)
+        self._marks: set[float] = set()
+
+    def mark(self, t_s: float) -> None:
+        """A window begins or ends at `t_s`: now, or later."""
+        self._marks.add(t_s)
+        self._counter.mark(t_s)
+        self._power.mark(t_s)
+
+    def add(self, sample: Sample) -> None:
+        """One reading, later than all others."""
+        if sample.energy_j is not None:
+            self._counter.add(sample.t_s, sample.energy_j)
+        if sample.power_w is not None:
+            self._power.add(sample.t_s, sample.power_w)
+
+    def between(self, start_s: float, end_s: float, *, source: Source, scope: str) -> Energy | Unresolved:
+        """The energy from one mark to another, by the counter if there is one, else by power.
+
+        Raises ValueError for a time that was not marked: what lay around it may not be kept.
+        """
+        if not {start_s, end_s} <= self._marks:
+            raise ValueError("A window begins and ends at marked times; call mark() as they pass.")
+        duration_s, period_s = end_s - start_s, self._period_s
+        if duration_s <= 0:
+            return Unresolved("the window is empty")
+        if duration_s < self._resolve * period_s:
+            return Unresolved(
+                f"the window lasts {duration_s * 1e3:.3g} ms, the sensor is renewed every {period_s * 1e3:.3g} ms "
+                f"and needs {self._resolve:.0f} renewals",
+                math.ceil(self._resolve * period_s / duration_s),
+            )
+        track = self._counter if self._counter.readings else self._power
+        if track.readings < 2:
+            return Unresolved("the sensor gave fewer than two readings")
+        slack_s = 2 * period_s
+        if track.first_s > start_s + slack_s or track.last_s < end_s - slack_s:
+            return Unresolved("the sensor's readings do not cover the window")
+        figure = track.figure(start_s, end_s)
+        return Unresolved(figure) if isinstance(figure, str) else Energy(*figure, duration_s, source, scope)
+
+
 def energy_between(
-    samples: Sequence[Sample],
+    samples: Iterable[Sample],
     *,
     start_s: float,
     end_s: float,
@@ -84,115 +144,10 @@ def energy_between(
     scope: str,
     resolve: float = RESOLVE,
 ) -> Energy | Unresolved:
-    """The energy from `start_s` to `end_s` (times of `Sample.t_s`) by the counter if there is one, else by power.
-
-    `period_s` is the sensor's update period; the window must last `resolve` of them.
-    """
-    duration_s = end_s - start_s
-    if duration_s <= 0:
-        return Unresolved("the window is empty")
-    if duration_s < resolve * period_s:
-        return Unresolved(
-            f"the window lasts {duration_s * 1e3:.3g} ms, the sensor is renewed every {period_s * 1e3:.3g} ms "
-            f"and needs {resolve:.0f} renewals",
-            math.ceil(resolve * period_s / duration_s),
-        )
-    ordered = sorted(samples, key=lambda s: s.t_s)
-    counts = [(s.t_s, s.energy_j) for s in ordered if s.energy_j is not None]
-    powers = [(s.t_s, s.power_w) for s in ordered if s.power_w is not None]
-    points = counts or powers
-    if len(points) < 2:
-        return Unresolved("the sensor gave fewer than two readings")
-    slack_s = 2 * period_s
-    if points[0][0] > start_s + slack_s or points[-1][0] < end_s - slack_s:
-        return Unresolved("the sensor's readings do not cover the window")
-    figure = _by_counter(counts, start_s, end_s, period_s) if counts else _by_power(powers, start_s, end_s, period_s)
-    if isinstance(figure, Unresolved):
-        return figure
-    return Energy(figure[0], figure[1], duration_s, source, scope)
-
-
-def _by_counter(
-    points: Sequence[tuple[float, float]], start_s: float, end_s: float, period_s: float
-) -> tuple[float, float] | Unresolved:
-    """Energy and uncertainty from counter edges, interpolated at both ends.
-
-    A new value was seen at t, but appeared up to `late` before: since the reading before, and at most one period.
-    """
-    edges: list[tuple[float, float]] = []
-    lates: list[float] = []
-    for i, (t, energy) in enumerate(points):
-        if i and energy < points[i - 1][1]:
-            return Unresolved("the counter went back (its driver was reloaded); measure again")
-        if i and energy == points[i - 1][1]:
-            continue
-        late = min(t - points[i - 1][0], period_s) if i else period_s
-        edges.append((t - late / 2, energy))
-        lates.append(late)
-    if len(edges) < 3:
-        return Unresolved("the counter did not move enough to be read")
-    energy_j = _counter_at(edges, end_s) - _counter_at(edges, start_s)
-    mean_w = energy_j / (end_s - start_s)
-    ends_j = sum(_end_error(edges, lates, t) for t in (start_s, end_s))
-    return energy_j, max(ends_j, mean_w * period_s)
-
-
-def _counter_at(edges: Sequence[tuple[float, float]], t_s: float) -> float:
-    """The counter at `t_s` on the line through the edges around it (the nearest two, beyond the first and last)."""
-    right = min(max(bisect.bisect_right(edges, (t_s, math.inf)), 1), len(edges) - 1)
-    (ta, ea), (tb, eb) = edges[right - 1], edges[right]
-    return ea + (eb - ea) * (t_s - ta) / (tb - ta)
-
-
-def _end_error(edges: Sequence[tuple[float, float]], lates: Sequence[float], t_s: float) -> float:
-    """How far the line can be off at `t_s`: the distance to the nearer edge at twice its power, and its lateness."""
-    right = min(max(bisect.bisect_right(edges, (t_s, math.inf)), 1), len(edges) - 1)
-    (ta, ea), (tb, eb) = edges[right - 1], edges[right]
-    near_s = min(abs(t_s - ta), abs(tb - t_s))
-    return (eb - ea) / (tb - ta) * (near_s + max(lates[right - 1], lates[right]) / 2)
-
-
-def _by_power(
-    points: Sequence[tuple[float, float]], start_s: float, end_s: float, period_s: float
-) -> tuple[float, float]:
-    """Energy and uncertainty by trapezoid.
-
-    The uncertainty is one period at the ends, and what may have happened between two renewals, taken from their
-    difference: for independent values of standard deviation s this is two standard errors, 2 s T sqrt(n).
-    """
-    points = renewals(points, period_s)
-    inside = [(t, p) for t, p in points if start_s < t < end_s]
-    line = [(start_s, _power_at(points, start_s)), *inside, (end_s, _power_at(points, end_s))]
-    energy_j = sum((tb - ta) * (pa + pb) / 2 for (ta, pa), (tb, pb) in itertools.pairwise(line))
-    scatter_j = math.sqrt(2 * sum(((pb - pa) * (tb - ta)) ** 2 for (ta, pa), (tb, pb) in itertools.pairwise(line)))
-    edges_j = max(energy_j / (end_s - start_s), line[0][1], line[-1][1]) * period_s
-    return energy_j, edges_j + scatter_j
-
-
-def renewals(points: Sequence[tuple[float, float]], period_s: float) -> list[tuple[float, float]]:
-    """The points of a power signal that was read more often than it is renewed, one a renewal where it changed.
-
-    A value that stands for a while is a line from where it was first seen to one period before the next value:
-    without that, a jump would look as short as the readings are close, and its uncertainty too small.
-    """
-    out: list[tuple[float, float]] = []
-    for i, (t, power) in enumerate(points):
-        if out and power == out[-1][1]:
-            if i == len(points) - 1:
-                out.append((t, power))
-            continue
-        if out and (held_s := min(points[i - 1][0], t - period_s)) > out[-1][0]:  # lost readings leave a longer slope
-            out.append((held_s, out[-1][1]))
-        out.append((t, power))
-    return out
-
-
-def _power_at(points: Sequence[tuple[float, float]], t_s: float) -> float:
-    """Power at `t_s`, interpolated; beyond the readings, the nearest one."""
-    right = bisect.bisect_right(points, (t_s, math.inf))
-    if right == 0:
-        return points[0][1]
-    if right == len(points):
-        return points[-1][1]
-    (ta, pa), (tb, pb) = points[right - 1], points[right]
-    return pa if tb == ta else pa + (pb - pa) * (t_s - ta) / (tb - ta)
+    """The energy from `start_s` to `end_s` (times of `Sample.t_s`) of readings that are at hand; see `Integrator`."""
+    meter = Integrator(period_s=period_s, resolve=resolve)
+    meter.mark(start_s)
+    meter.mark(end_s)
+    for sample in sorted(samples, key=lambda s: s.t_s):
+        meter.add(sample)
+    return meter.between(start_s, end_s, source=source, scope=scope)

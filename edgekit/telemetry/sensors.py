@@ -1,4 +1,4 @@
-"""What every sensor offers, and a thread that reads some while other work runs."""
+"""What every sensor offers, and a thread that measures with some while other work runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Literal, Protocol, runtime_checkable
 
 from edgekit.errors import SensorError
+from edgekit.telemetry.meter import Energy, Integrator, Unresolved
 from edgekit.telemetry.sampler import PATIENCE_S, Sampler
 
 Source = Literal["counter", "rapl", "rail", "power"]
@@ -98,27 +99,43 @@ def measured_period(sensor: Sensor, *, limit_s: float = 0.3) -> float:
 
 
 class Recorder:
-    """Reads sensors in a thread of its own while the body of the `with` runs.
+    """Reads sensors in a thread of its own while the body of the `with` runs, and integrates what they say.
 
-        with Recorder(sensors) as recorder:
+        with Recorder(sensors, periods_s=[measured_period(s) for s in sensors]) as recorder:
+            start_s = recorder.mark()
             work()
-        samples = recorder.samples(0)
+            end_s = recorder.mark()
+        energy = recorder.between(0, start_s, end_s)
 
-    Each sensor is read at entry and, one update period after the body, at exit, so that the samples cover it. A
-    sensor that fails, or does not answer, is dropped; `dropped` keeps the sentence by its position.
+    Each sensor is read at entry and, one update period after the body, at exit, so that the readings cover it. Readings
+    are not kept: memory stays as it is however long the body lasts. A sensor that fails, or does not answer, is
+    dropped; `dropped` keeps the sentence by its position.
     """
 
-    def __init__(self, sensors: Sequence[Sensor], *, interval_s: float = 0.05) -> None:
-        """`interval_s` is the pause between readings. Raises UsageError if it is not positive."""
+    def __init__(self, sensors: Sequence[Sensor], *, periods_s: Sequence[float], interval_s: float = 0.05) -> None:
+        """`periods_s` are the sensors' update periods, `interval_s` is the pause between readings.
+
+        Raises UsageError if the interval is not positive.
+        """
         self._sensors = tuple(sensors)
-        self._samples: list[list[Sample]] = [[] for _ in sensors]
+        self._meters = [Integrator(period_s=period_s) for _, period_s in zip(sensors, periods_s, strict=True)]
         self._sampler = Sampler(self._read_all, interval_s=interval_s, keep=1)
         self._reading: int | None = None
         self.dropped: dict[int, str] = {}
 
-    def samples(self, index: int) -> tuple[Sample, ...]:
-        """What the sensor at that position said, in order of time."""
-        return tuple(self._samples[index])
+    def mark(self) -> float:
+        """A window begins or ends now; the time, by `time.monotonic`."""
+        now_s = time.monotonic()
+        for meter in self._meters:
+            meter.mark(now_s)
+        return now_s
+
+    def between(self, index: int, start_s: float, end_s: float) -> Energy | Unresolved:
+        """The energy between two marks by the sensor at that position; to be asked for after the body."""
+        if index in self.dropped:
+            return Unresolved(self.dropped[index].rstrip("."))
+        sensor = self._sensors[index]
+        return self._meters[index].between(start_s, end_s, source=sensor.source, scope=sensor.scope)
 
     def __enter__(self) -> Recorder:
         self._sampler.start()
@@ -141,7 +158,7 @@ class Recorder:
                 continue
             self._reading = index
             try:
-                self._samples[index].append(sensor.read())
+                self._meters[index].add(sensor.read())
             except SensorError as error:
                 self.dropped[index] = str(error)
         self._reading = None

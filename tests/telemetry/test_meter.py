@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgekit.telemetry import Energy, Sample, Unresolved, energy_between, update_period
-from edgekit.telemetry.meter import above_idle, renewals
+from edgekit.telemetry.meter import Integrator, above_idle
 from edgekit.telemetry.rapl import Unwrapped
 
 Signal = Callable[[np.ndarray], np.ndarray]
@@ -159,20 +160,62 @@ def test_the_error_is_within_the_uncertainty_in_95_of_100_random_trials() -> Non
     assert np.median(loose) < 0.08, "an uncertainty that is always large would say nothing"
 
 
-def test_a_jump_counts_with_the_sensors_period_however_often_it_is_read() -> None:
-    points = [(t / 100, 10.0 if t < 50 else 30.0) for t in range(100)]  # read every 10 ms, renewed every 100 ms
-    assert renewals(points, 0.1) == [(0.0, 10.0), (pytest.approx(0.4), 10.0), (0.5, 30.0), (0.99, 30.0)]
-    each = [(t / 10, float(t)) for t in range(5)]
-    assert renewals(each, 0.1) == each
-    lost = [(0.0, 1.0), (0.1, 1.0), (0.9, 2.0)]
-    assert renewals(lost, 0.1) == lost
-
-
 def test_what_the_machine_takes_anyway_is_told_apart() -> None:
     idle = Energy(20.0, 1.0, 4.0, "rail", "module rail VDD_IN")
     active = above_idle(Energy(150.0, 3.0, 10.0, "rail", "module rail VDD_IN"), idle)
     assert (active.idle_power_w, active.idle_j, active.active_j) == (5.0, 50.0, 100.0)
     assert active.uncertainty_j == pytest.approx(3.0 + 1.0 / 4 * 10)
+
+
+def test_readings_are_integrated_as_they_come_with_windows_marked_as_they_pass() -> None:
+    """The same to the last digits as from all readings at hand, in four windows of each of 40 trials."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        samples, period_s = SENSORS[seed % 4](signal(SIGNALS[seed // 4 % 4], rng), rng)
+        marks = sorted(rng.uniform(0, 4, 5))
+        meter, ahead = Integrator(period_s=period_s), list(marks)
+        for sample in samples:
+            while ahead and ahead[0] < sample.t_s:
+                meter.mark(ahead.pop(0))
+            meter.add(sample)
+        for start_s, end_s in [*pairwise(marks), (marks[0], marks[-1])]:
+            streamed = meter.between(start_s, end_s, source="rail", scope="x")
+            kept = energy_between(samples, start_s=start_s, end_s=end_s, period_s=period_s, source="rail", scope="x")
+            if isinstance(kept, Unresolved):
+                assert streamed == kept
+            else:
+                assert isinstance(streamed, Energy)
+                assert streamed.energy_j == pytest.approx(kept.energy_j, rel=1e-9)
+                assert streamed.uncertainty_j == pytest.approx(kept.uncertainty_j, rel=1e-9)
+
+
+@pytest.mark.parametrize("counter", [False, True])
+def test_a_day_of_readings_takes_no_more_memory_than_a_minute(counter: bool) -> None:
+    rng = np.random.default_rng(5)
+    meter, joules, before_s, held = Integrator(period_s=0.1), 0.0, 0.0, []
+    meter.mark(1.0)
+    tracemalloc.start()
+    for number, watts in enumerate(rng.uniform(10, 50, 50_000)):
+        joules += watts * 0.1
+        before_s = number * 0.1
+        meter.add(Sample(before_s, energy_j=joules) if counter else Sample(before_s, power_w=float(watts)))
+        if number in (600, 49_990):
+            held.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    meter.mark(before_s - 0.5)
+    assert held[1] - held[0] < 8_000
+    energy = meter.between(1.0, before_s - 0.5, source="rail", scope="x")
+    assert isinstance(energy, Energy)
+    assert energy.power_w == pytest.approx(30, rel=0.01)
+
+
+def test_a_window_begins_and_ends_where_it_was_marked() -> None:
+    meter = Integrator(period_s=0.1)
+    meter.mark(0.0)
+    for t in range(100):
+        meter.add(Sample(t / 10, power_w=5.0))
+    with pytest.raises(ValueError, match="mark"):
+        meter.between(0.0, 3.0, source="rail", scope="x")
 
 
 def test_constant_power_is_exact_and_its_uncertainty_is_at_least_one_update() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.errors import SensorError, UsageError
-from edgekit.telemetry import Energy, Recorder, Sample, Sensor, energy_between, find_sensors, measured_period
+from edgekit.telemetry import Energy, Recorder, Sample, Sensor, Unresolved, find_sensors, measured_period
 from edgekit.telemetry.rapl import find_rapl
 from tests.telemetry import trees
 
@@ -42,28 +42,28 @@ def test_a_value_that_never_changes_leaves_the_stated_period(tmp_path: Path) -> 
 def test_a_recording_covers_its_body_and_gives_joules() -> None:
     sensor = Stepper()
     sensor.period_s = 0.02
-    with Recorder([sensor], interval_s=0.01) as recorder:
-        start_s = time.monotonic()
+    with Recorder([sensor], periods_s=[0.02], interval_s=0.01) as recorder:
+        start_s = recorder.mark()
         time.sleep(0.4)
-        end_s = time.monotonic()
-    energy = energy_between(
-        recorder.samples(0), start_s=start_s, end_s=end_s, period_s=0.02, source="counter", scope="test"
-    )
+        end_s = recorder.mark()
+    energy = recorder.between(0, start_s, end_s)
     assert isinstance(energy, Energy)
     assert abs(energy.energy_j - 10 * (end_s - start_s)) <= energy.uncertainty_j
 
 
 def test_a_failing_sensor_is_dropped_and_the_others_go_on() -> None:
-    with Recorder([Stepper(lives=2), Stepper()], interval_s=0.005) as recorder:
-        time.sleep(0.05)
+    with Recorder([Stepper(lives=2), Stepper()], periods_s=[0.02, 0.02], interval_s=0.005) as recorder:
+        start_s = recorder.mark()
+        time.sleep(0.3)
+        end_s = recorder.mark()
     assert recorder.dropped == {0: "stepper: gone"}
-    assert len(recorder.samples(0)) == 2
-    assert len(recorder.samples(1)) > 4
+    assert recorder.between(0, start_s, end_s) == Unresolved("stepper: gone")
+    assert isinstance(recorder.between(1, start_s, end_s), Energy)
 
 
 def test_an_interval_must_be_positive() -> None:
     with pytest.raises(UsageError, match="positive"):
-        Recorder([], interval_s=0)
+        Recorder([], periods_s=[], interval_s=0)
 
 
 def test_a_tree_with_both_gives_both(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_sensor_that_hangs_is_dropped_and_the_end_does_not_wait_for_it() -> No
     hanging = Hanging()
     hanging.name, hanging.period_s = "hanging", 0.01
     start_s = time.monotonic()
-    with Recorder([hanging], interval_s=0.01) as recorder:
+    with Recorder([hanging], periods_s=[0.02], interval_s=0.01) as recorder:
         time.sleep(0.05)
     assert time.monotonic() - start_s < 4
     assert "hanging did not answer" in recorder.dropped[0]
