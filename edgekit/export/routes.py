@@ -15,7 +15,8 @@ from edgekit._lazy import require
 from edgekit.errors import InputError, ModelError, RecipeError
 from edgekit.export import onnx_import, torch_to_onnx
 from edgekit.export.cleanup import clean
-from edgekit.export.fold import fold_batchnorm
+from edgekit.export.fold import fold_affine, fold_batchnorm
+from edgekit.export.layout import sink_transposes
 from edgekit.export.parity import as_float, check_finite
 from edgekit.export.pt2 import inputs_of_program, keywords_of_program, program_from_pt2
 from edgekit.export.samples import FREE_SIZES, Draw, draw, synthetic
@@ -144,12 +145,19 @@ def _check_outputs(spec: ModelSpec, outputs: tuple[TensorSpec, ...], seen: Tenso
 
 
 def _tidy(model: onnx.ModelProto, limit: int) -> list[str]:
-    """Clean `model` and fold BatchNorm, in place; what was done, in words."""
+    """Clean `model` and fold what follows convolutions into them, in place; what was done, in words."""
     done = clean(model)
+    transposes = sink_transposes(model)
+    affine = fold_affine(model)
     folded = fold_batchnorm(model)
+    affine += fold_affine(model)
     notes = [f"{count} {what} removed" for what, count in done.items() if what != "constants made initializers"]
     if folded:
         notes.append(f"{folded} BatchNormalization folded")
+    if transposes:
+        notes.append(f"{transposes} transposes around convolutions removed")
+    if affine:
+        notes.append(f"{affine} additions and products a channel folded into convolutions")
     return notes
 
 

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 
-from edgekit.export.fold import fold_batchnorm
+from edgekit.export.fold import fold_affine, fold_batchnorm
 from tests.export.common import model, operators, run
 
 RNG = np.random.default_rng(0)
@@ -93,3 +94,54 @@ def test_a_chain_of_batchnorms_is_folded_one_into_the_next() -> None:
     fold_batchnorm(proto)
     assert operators(proto) == ["Conv"]
     np.testing.assert_allclose(run(proto, x=x)["z"], before, rtol=1e-4, atol=1e-5)
+
+
+AFFINE = {
+    "Add": lambda y, k: y + k,
+    "Sub": lambda y, k: y - k,
+    "Mul": lambda y, k: y * k,
+    "Div": lambda y, k: y / k,
+}
+
+
+@pytest.mark.parametrize("operator", AFFINE)
+@pytest.mark.parametrize("layer", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize("shape", [(1, 6, 1, 1), (6, 1, 1), (1,)])
+def test_a_constant_a_channel_folds(operator: str, layer: str, shape: tuple[int, ...]) -> None:
+    random = np.random.default_rng(0)
+    weights = {
+        "w": random.random((4, 3, 3, 3) if layer == "ConvTranspose" else (6, 2, 3, 3), np.float32),
+        "b": random.random(6, np.float32),
+        "k": random.random(shape, np.float32) + 0.5,
+    }
+    nodes = [
+        helper.make_node(layer, ["x", "w", "b"], ["c"], group=2),
+        helper.make_node(operator, ["c", "k"], ["y"]),
+    ]
+    proto = model(nodes, {"x": ["batch", 4, 8, 8]}, {"y": ["batch", 6, "h", "w"]}, weights)
+    x = random.random((2, 4, 8, 8), np.float32)
+    expected = run(proto, x=x)["y"]
+    assert fold_affine(proto) == 1
+    assert operators(proto) == [layer]
+    np.testing.assert_allclose(run(proto, x=x)["y"], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constant"),
+    [
+        ([helper.make_node("Add", ["c", "k"], ["y"])], (1, 1, 6, 6)),
+        ([helper.make_node("Add", ["c", "k"], ["y"])], (6,)),
+        ([helper.make_node("Sub", ["k", "c"], ["y"])], (6, 1, 1)),
+        ([helper.make_node("Div", ["c", "k"], ["y"])], (0,)),
+        ([helper.make_node("Add", ["c", "k"], ["d"]), helper.make_node("Mul", ["c", "d"], ["y"])], (6, 1, 1)),
+    ],
+    ids=["places", "last axis", "constant first", "zero", "read twice"],
+)
+def test_what_is_no_scale_or_shift_of_a_channel_stays(nodes: list[onnx.NodeProto], constant: tuple[int, ...]) -> None:
+    value = np.zeros(1, np.float32) if constant == (0,) else np.ones(constant, np.float32)
+    weights = {"w": np.ones((6, 4, 3, 3), np.float32), "k": value}
+    layer = helper.make_node("Conv", ["x", "w"], ["c"])
+    proto = model([layer, *nodes], {"x": ["batch", 4, 8, 8]}, {"y": ["batch", 6, 6, 6]}, weights)
+    before = operators(proto)
+    assert fold_affine(proto) == 0
+    assert operators(proto) == before
