@@ -206,11 +206,11 @@ def _reading(now: Snapshot, t_s: float) -> Reading:
 
 
 def _trips(history: Sequence[Snapshot]) -> dict[str, float]:
-    """The first temperature of each zone that slows or stops the machine."""
+    """The first temperature of each zone that slows what computes, or stops the machine."""
     trips: dict[str, float] = {}
     for now in history[-1:]:
         for zone in now.zones:
-            if zone.temp_c is not None and zone.headroom_c is not None:
+            if zone.computes and zone.temp_c is not None and zone.headroom_c is not None:
                 trips[zone.name] = zone.temp_c + zone.headroom_c
         trips |= {f"GPU {g.name}": g.trips[0].temp_c for g in now.gpus if g.trips}
     return trips

@@ -40,7 +40,7 @@ def lines(now: Snapshot, totals: Totals) -> Iterator[str]:
     yield from _metric(
         "edgekit_thermal_headroom_celsius",
         "gauge",
-        "Degrees until the first zone reaches a trip point that slows or stops the machine.",
+        "Degrees until the first zone reaches a trip point that slows what computes, or stops the machine.",
         [({}, now.headroom_c)],
     )
     yield from _metric(

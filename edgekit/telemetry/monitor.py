@@ -81,8 +81,11 @@ class Snapshot:
 
     @property
     def headroom_c(self) -> float | None:
-        """Degrees until the first zone reaches a trip point that slows or stops the machine."""
-        values = [z.headroom_c for z in self.zones if z.headroom_c is not None]
+        """Degrees until the first zone reaches a trip point that slows what computes, or stops the machine.
+
+        Drives, batteries and radios have limits of their own, which are not in it.
+        """
+        values = [z.headroom_c for z in self.zones if z.computes and z.headroom_c is not None]
         trips = [(g.trips[0].temp_c - g.temp_c) for g in self.gpus if g.trips and g.temp_c is not None]
         return min([*values, *trips], default=None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit.telemetry.sysfs import Attribute, attribute, by_number, read_int, read_text
@@ -14,6 +14,16 @@ _ALARMING = ("passive", "hot", "critical")
 """Kinds of trip points that slow or stop the machine; `active` ones start a fan."""
 _NO_SENSOR = re.compile(r"PMIC|thermal-fan-est", re.IGNORECASE)
 """Zones that measure nothing: Nano's PMIC-Die is always 100 degrees, thermal-fan-est is computed of others."""
+_PERIPHERAL = re.compile(
+    r"nvme|drivetemp|ssd|emmc|^bat(tery|t|\d|$)|battery|^bq\d|^max17\d|^sbs|charg|^chg"
+    r"|wifi|wlan|^ath\d+k|^mt7\d|^rtw|wwan|modem|^mdm|^eth|^r8169|^igc|dimm|^spd\d|^jc42|usb|typec",
+    re.IGNORECASE,
+)
+"""Zones of drives, batteries, radios, network ports and memory modules, whose limits slow those parts only."""
+_PROCESSORS = re.compile(
+    r"^(coretemp|k8temp|k10temp|zenpower|via_cputemp|cpu|gpu|soc|amdgpu|radeon|nouveau|i915|xe)", re.IGNORECASE
+)
+"""hwmon chips that slow themselves down at their limits. What others have are marks that nothing acts on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +36,15 @@ class Trip:
 
 @dataclass(frozen=True, slots=True)
 class ZoneReading:
-    """One temperature now. `temp_c` None: the zone is powered down or cannot be read."""
+    """One temperature now. `temp_c` None: the zone is powered down or cannot be read.
+
+    `computes`: its trip points slow down what computes, or stop the machine; those of a drive or a battery do not.
+    """
 
     name: str
     temp_c: float | None
     trips: tuple[Trip, ...]
+    computes: bool = True
 
     @property
     def next_trip(self) -> Trip | None:
@@ -54,10 +68,11 @@ class Zone:
     name: str
     millidegrees: Attribute
     trips: tuple[Trip, ...]
+    computes: bool = True
 
     def read(self) -> ZoneReading:
         """The temperature now. A zone that answers EAGAIN is powered down; asking again would not help."""
-        return ZoneReading(self.name, degrees(self.millidegrees.integer()), self.trips)
+        return ZoneReading(self.name, degrees(self.millidegrees.integer()), self.trips, self.computes)
 
 
 def degrees(millidegrees: int | None) -> float | None:
@@ -73,7 +88,7 @@ def find_zones(root: Path = Path("/")) -> list[Zone]:
     for folder in by_number(root / "sys/class/thermal", "thermal_zone*"):
         kind = read_text(folder / "type")
         if kind and not _NO_SENSOR.search(kind):
-            zones.append(Zone(kind, Attribute(folder / "temp"), _trips(folder)))
+            zones.append(Zone(kind, Attribute(folder / "temp"), _trips(folder), not _PERIPHERAL.search(kind)))
     kinds = {z.name.replace("-", "_") for z in zones}
     for folder in by_number(root / "sys/class/hwmon", "hwmon*"):
         chip = read_text(folder / "name")
@@ -83,7 +98,7 @@ def find_zones(root: Path = Path("/")) -> list[Zone]:
     out = []
     for zone in zones:
         seen[zone.name] = count = seen.get(zone.name, 0) + 1
-        out.append(zone if count == 1 else Zone(f"{zone.name} {count}", zone.millidegrees, zone.trips))
+        out.append(zone if count == 1 else replace(zone, name=f"{zone.name} {count}"))
     return out
 
 
@@ -106,7 +121,8 @@ def _hwmon_zones(folder: Path, chip: str) -> list[Zone]:
         label = read_text(folder / f"{stem}_label")
         limits = (("passive", degrees(read_int(folder / f"{stem}_max"))), ("critical", _critical(folder, stem)))
         trips = tuple(Trip(kind, temp_c) for kind, temp_c in limits if temp_c is not None and temp_c > 0)
-        zones.append(Zone(f"{chip} {label}" if label else chip, Attribute(file), trips))
+        computes = bool(_PROCESSORS.match(chip))
+        zones.append(Zone(f"{chip} {label}" if label else chip, Attribute(file), trips, computes))
     return zones
 
 
