@@ -107,6 +107,7 @@ NEEDS = {
     "pack": (),
     "unpack": (),
     "sign": ("cryptography",),
+    "push": (),
     "monitor": (),
     "board": (),
     "plugins": ("cuda.bindings",),

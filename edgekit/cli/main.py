@@ -25,6 +25,7 @@ COMMANDS = {
     "pack": "a package as one file, the same bytes for the same content",
     "unpack": "make a package of such a file again, every digest checked",
     "sign": "sign a package, or make a key pair for it",
+    "push": "put a package on a device over ssh, tested there before it is used",
     "monitor": "live power, temperature, clocks and throttling",
     "board": "record a machine's telemetry files, to be replayed elsewhere",
     "plugins": "the CUDA plugins for TensorRT, and what each takes of each GPU",
