@@ -5,6 +5,7 @@ Rules and names: https://github.com/mlcommons/inference/tree/master/loadgen
 
 from __future__ import annotations
 
+import platform
 import queue
 import re
 import threading
@@ -17,7 +18,7 @@ import msgspec
 
 from edgekit._lazy import require
 from edgekit.bench.inputs import Inputs
-from edgekit.errors import BackendError, CheckError
+from edgekit.errors import BackendError, CheckError, MissingDependencyError
 from edgekit.runtime.session import Session
 from edgekit.tensors import Feed, batch_axis
 
@@ -77,7 +78,7 @@ def run_loadgen(
         MissingDependencyError: mlcommons-loadgen is not installed.
         BackendError: the model failed; CheckError: LoadGen wrote no summary.
     """
-    loadgen = require("mlperf_loadgen", why="run MLPerf scenarios")
+    loadgen = _loadgen()
     samples = inputs.feeds(1, most=MOST_SAMPLES)
     driver = _Driver(loadgen, session, samples, max_batch if inputs.dynamic else 1, streams)
     settings = _settings(loadgen, scenario, min_duration_s, target_qps, target_latency_s)
@@ -102,6 +103,18 @@ def run_loadgen(
     if driver.failed is not None:
         raise BackendError(f"The model failed under LoadGen: {driver.failed}") from driver.failed
     return _result(scenario, folder)
+
+
+def _loadgen() -> Any:
+    try:
+        return require("mlperf_loadgen", why="run MLPerf scenarios")
+    except MissingDependencyError as error:
+        if (machine := platform.machine()) in ("x86_64", "AMD64"):
+            raise
+        raise MissingDependencyError(
+            f"{error}. There is no wheel of it for {machine}: pip compiles it, which needs a C++ compiler and Python's "
+            "headers (Debian, Ubuntu, JetPack: sudo apt install g++ python3-dev)."
+        ) from error
 
 
 class _Driver:

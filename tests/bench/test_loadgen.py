@@ -14,7 +14,7 @@ import pytest
 from edgekit.bench.inputs import Inputs
 from edgekit.bench.loadgen import parse_summary, run_loadgen
 from edgekit.cli.main import main
-from edgekit.errors import BackendError
+from edgekit.errors import BackendError, MissingDependencyError
 from edgekit.package import Package
 from edgekit.runtime.fake import FakeSession
 from edgekit.tensors import Tensors, TensorSpec
@@ -157,3 +157,16 @@ Scheduled samples per second : 1.0
     figures, problems = parse_summary(text)
     assert figures["Scheduled samples per second"] == "99.5"
     assert problems == ("Performance constraints is not satisfied.", "Reduce target QPS to improve latency.")
+
+
+@pytest.mark.parametrize(("machine", "compiles"), [("aarch64", True), ("x86_64", False)])
+def test_without_it_a_jetson_is_told_what_pip_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str, compiles: bool
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    session = fake(lambda feed: {"y": feed["x"][:, 0]})
+    with pytest.raises(MissingDependencyError, match=r"pip install 'edgekit\[loadgen\]'") as caught:
+        run_loadgen(session, INPUTS, scenario="offline", folder=tmp_path)
+    assert ("no wheel of it for aarch64" in str(caught.value)) == compiles
+    assert ("apt install g++ python3-dev" in str(caught.value)) == compiles
