@@ -19,6 +19,7 @@ EXTRA_OF = {
     "cryptography": "sign",
     "matplotlib": "bench",
     "mlperf_loadgen": "loadgen",
+    "fsspec": "remote",
     "google": "serve",
     "hpack": "serve",
     "httptools": "serve",

@@ -66,6 +66,18 @@ class StorageError(EdgekitError):
     """The result could not be written: no space, no permission. What was there before is untouched."""
 
 
+class RemoteError(EdgekitError):
+    """Object storage denied, lost or did not give what was asked; what was fetched before is used on."""
+
+
+class RemoteMissingError(RemoteError):
+    """An object is not in its storage."""
+
+
+class RemoteDeniedError(RemoteError):
+    """The storage denies an object, or even to say whether it is there."""
+
+
 class BackendError(EdgekitError):
     """A runtime (ONNX Runtime, TensorRT) refused a model or failed while running it."""
 

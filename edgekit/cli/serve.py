@@ -3,6 +3,7 @@
   edgekit serve resnet.edge                    one model
   edgekit serve resnet.edge words.edge         several
   edgekit serve models/                        every package of a folder
+  edgekit serve s3://bucket/models             the same, from object storage
   curl http://127.0.0.1:8000/v2/models/resnet
   edgekit serve resnet.edge --grpc-port off    HTTP only
   edgekit serve models/ --workers 4            four processes on one port
@@ -35,15 +36,21 @@ from typing import TYPE_CHECKING, Any
 from edgekit.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgekit.serve.library import Library
     from edgekit.serve.listen import Sockets
     from edgekit.serve.peers import Peers
     from edgekit.serve.systemd import Notifier
     from edgekit.serve.tls import TlsFiles
 
+WATCH_S = 2.0
+"""Seconds between looks at the disk unless something else is asked for."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `edgekit serve`."""
-    parser.add_argument("packages", nargs="+", metavar="PACKAGE", help="NAME.edge, or a folder that holds packages")
+    parser.add_argument(
+        "packages", nargs="+", metavar="PACKAGE", help="NAME.edge, a folder of them, or a URL of either"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=_port_or_off, default=8000, help="port, 0 for a free one, off for none (8000)")
     parser.add_argument(
@@ -71,9 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     more.add_argument(
         "--watch",
         type=_amount,
-        default=2.0,
         metavar="S",
-        help="seconds between looks for packages that were added, replaced or removed; 0 for never (default: 2)",
+        help="seconds between looks for packages that changed; 0 for never (default: 2, and 30 for URLs)",
     )
     more.add_argument(
         "--control",
@@ -162,7 +168,6 @@ def _work(
     from edgekit.serve.auth import Tokens
     from edgekit.serve.descriptors import make_room
     from edgekit.serve.h2.limits import Limits as GrpcLimits
-    from edgekit.serve.library import Library
     from edgekit.serve.limits import Limits
     from edgekit.serve.machine import MachineWatch
     from edgekit.serve.server import Server
@@ -173,8 +178,9 @@ def _work(
     tokens = None if args.token_file is None else Tokens(args.token_file, open_health=args.open_health)
     share = None if peers is None else {"threads": max(1, physical_cores() // peers.count)}
     trust = TrustedKeys(args.require_signature) if args.require_signature else None
-    library = Library(args.packages, given=_options(args), otherwise=share, trust=trust)
     first = peers is None or (peers.slot == 0 and peers.starts == 1)
+    options = {"given": _options(args), "otherwise": share, "trust": trust}
+    library = _library(args, options, say=_say if first else lambda _line: None)
     models = library.load_all(loaded=lambda model: _say(str(model)) if first else None)
     connections = min(Limits.connections, make_room())
     server = Server(
@@ -188,7 +194,7 @@ def _work(
         uds_mode=args.uds_mode,
         sockets=sockets,
         library=library,
-        watch_s=args.watch or None,
+        watch_s=WATCH_S if args.watch is None else args.watch or None,
         control=args.control,
         tls=tls,
         tokens=tokens,
@@ -222,6 +228,18 @@ def _work(
 
     server.run(ready=started, signals=True)
     return 0
+
+
+def _library(args: argparse.Namespace, options: dict[str, Any], *, say: Callable[[str], None]) -> Library:
+    """The packages that were named, on disk or in object storage."""
+    from edgekit.serve.library import Library
+
+    if not any("://" in path for path in args.packages):
+        return Library(args.packages, **options)
+    from edgekit.serve.remote import LOOK_S, RemoteLibrary  # only where there is something to fetch
+
+    look_s = LOOK_S if args.watch is None else args.watch
+    return RemoteLibrary(args.packages, look_s=look_s, fetched=lambda url: say(f"fetched {url}"), **options)
 
 
 def _announce(args: argparse.Namespace, text: str) -> None:

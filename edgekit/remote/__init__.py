@@ -1,0 +1,1 @@
+"""Packages in object storage: read through fsspec, checked, and kept in a local cache that commands work on."""
