@@ -98,15 +98,14 @@ def _loop(
 
 
 def _writers(args: argparse.Namespace) -> list[Any]:
-    writers: list[Any] = []
-    if args.csv == "-":
-        writers.append(CsvWriter(sys.stdout, close=False))
-    elif args.csv:
-        writers.append(open_csv(Path(args.csv), force=args.force))
+    """What takes the readings. No file is begun before all of them can be."""
+    parquet = []
     if args.parquet:
         check_output(args.parquet, force=args.force)
-        writers.append(ParquetWriter(args.parquet))
-    return writers
+        parquet = [ParquetWriter(args.parquet)]
+    if args.csv == "-":
+        return [CsvWriter(sys.stdout, close=False), *parquet]
+    return [open_csv(Path(args.csv), force=args.force), *parquet] if args.csv else parquet
 
 
 def _shower(args: argparse.Namespace, monitor: Monitor, stack: ExitStack) -> Callable[[Snapshot], None]:

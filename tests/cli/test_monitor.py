@@ -130,6 +130,21 @@ def test_parquet_holds_the_same_or_says_what_to_install(capsys: pytest.CaptureFi
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.parquet", "tree"]
 
 
+def test_no_file_is_begun_if_one_of_them_cannot_be(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    root, rows, table = boards.nano(tmp_path / "tree"), tmp_path / "run.csv", tmp_path / "run.parquet"
+    args = ["monitor", "--once", "--root", str(root), "--csv", str(rows), "--parquet", str(table)]
+    assert main(args) == 2
+    assert "pip install pyarrow" in capsys.readouterr().err
+    assert not rows.exists()
+    table.write_text("mine")
+    assert main(args) == 2
+    assert "--force" in capsys.readouterr().err
+    assert not rows.exists()
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
