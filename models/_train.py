@@ -215,5 +215,5 @@ def report(spec: ModelSpec) -> str:
     from edgekit.export.torch_runner import TorchRunner
 
     run = TorchRunner(spec.build(), spec.inputs, model=spec.name, outputs=spec.outputs)
-    metrics = spec.measure(run, 2000)
+    metrics = spec.measure(run.run, 2000)
     return f"{spec.name}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
