@@ -16,6 +16,7 @@ import msgspec
 
 from edgekit.cli.engine import print_engine
 from edgekit.cli.output import bytes_text, percent_text, print_json, print_table, print_text
+from edgekit.cli.source import local
 from edgekit.cli.stages import print_stages
 from edgekit.errors import UsageError
 from edgekit.inspect import Graph, Inspection, ModelInspection, inspect_model, inspect_package
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out `edgekit inspect`."""
-    path = Path(args.path)
+    path = local(args.path)
     result: Inspection | ModelInspection
     if path.suffix == ".onnx" and not path.is_dir():
         if args.variant is not None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from edgekit._files import storage, write_atomic
 from edgekit.cli.output import note, print_json, print_table
+from edgekit.cli.source import local
 from edgekit.errors import UsageError
 from edgekit.inference import Result, gather, infer_files, scores
 from edgekit.package import Package
@@ -29,7 +30,7 @@ from edgekit.tensors import Tensors, shape_text
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("package", metavar="X.edge", help="the package")
+    parser.add_argument("package", metavar="X.edge", help="the package, or its URL")
     parser.add_argument("inputs", metavar="FILE", nargs="+", type=Path, help="image, .wav, .npz or .npy")
     parser.add_argument("-o", "--output", metavar="OUT.npz", type=Path, help="write the outputs here")
     parser.add_argument("--force", action="store_true", help="replace OUT.npz if it exists")
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--top and --batch must be at least 1.")
     if args.output is not None:
         _check_output(args.output, args.force)
-    package = Package.open(args.package)
+    package = Package.open(local(args.package))
     devices = parse_devices(args.device) if args.device is not None else ()
     if len(devices) > 1 and not args.split:
         raise UsageError(

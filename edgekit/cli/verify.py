@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from edgekit.cli.output import note, percent_text, print_json, print_table, print_text
+from edgekit.cli.source import local
 from edgekit.errors import UsageError
 from edgekit.layers import SNR_DB, LayerDifference, bisect, compare_layers, piece_files
 from edgekit.package import Package
@@ -29,7 +30,7 @@ from edgekit.verify import Check, VerifyReport, verify
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("package", metavar="X.edge", help="the package")
+    parser.add_argument("package", metavar="X.edge", help="the package, or its URL")
     parser.add_argument("--variant", action="append", metavar="ID", help="only this variant (repeatable)")
     parser.add_argument(
         "--recipe", metavar="FILE.py", help="measure this recipe's metric as well (the file is executed)"
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify, print, write the report."""
-    package = Package.open(args.package)
+    package = Package.open(local(args.package))
     signed_by = TrustedKeys(args.verify_key).check(package) if args.verify_key else None
     if signed_by:
         note(f"signed by {short(signed_by)}")
