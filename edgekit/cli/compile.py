@@ -8,6 +8,7 @@ package of stages is compiled.
   edgekit compile resnet.edge --target rtx-4090 sm_86
   edgekit compile resnet.edge --target orin-nano thor --plan      (what would work there: no GPU, no TensorRT)
   edgekit compile resnet.edge --target this --shapes x:1x3x224x224..8x3x224x224..32x3x224x224
+  edgekit compile resnet.edge --on jetson@10.0.0.7      (built there, for its GPU, and brought home)
   edgekit compile --targets
 """
 
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
+
+from edgekit.cli.device import add_ssh_arguments
 
 if TYPE_CHECKING:
     from edgekit.engine.apply import Compiled
@@ -62,6 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-timing-cache", action="store_true", help="time every kernel again")
     parser.add_argument("--no-cache", action="store_true", help="build even if an equal engine is there")
+    parser.add_argument(
+        "--on", metavar="USER@HOST[:FOLDER]", help="build on that device over ssh, and bring the engines home"
+    )
+    add_ssh_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,12 +89,19 @@ def run(args: argparse.Namespace) -> int:
     profiles = [parse_shapes(text) for text in args.shapes or ()]
     options = _options(args)
     if args.plan:
+        if args.on:
+            raise UsageError("--plan says what would work without a device. Leave out --on, or --plan.")
         return _plan(args, package, profiles)
     if package.stage_names and profiles:
         raise UsageError(
             f"'{package.path.name}' is made of stages, whose inputs differ. Give --shapes for one: "
             f"edgekit compile {args.package}/{package.stages()[0][0].package} --shapes ..."
         )
+    if args.on:
+        from edgekit.cli.compile_on import compile_there
+
+        _print(compile_there(package, args), as_json=args.json, package=args.package)
+        return 0
     made: list[Compiled] = []
     with _Report() as report:
         for prefix, own in _models(package):

@@ -92,6 +92,30 @@ echo "$found"
 """$1: the device's edgekit, or empty; $2: a package. First line: the edgekit that was found, or none; then what
 `edgekit verify --json` says."""
 
+COMPILE = (
+    FIND_EDGEKIT
+    + """
+found=$(find_edgekit "$1") || { echo none; exit 0; }
+echo "$found"
+place=$2; shift 2
+exec 3<&0
+"$found" compile "$place" --json "$@" </dev/null 3<&- &
+job=$!
+{ cat <&3 >/dev/null; kill "$job"; } >/dev/null 2>&1 &
+watch=$!
+wait "$job"; code=$?
+kill "$watch" 2>/dev/null
+exit "$code"
+"""
+)
+"""$1: as for SELF_TEST; $2: a package; others: arguments of `edgekit compile`. It is ended when the one who asked is
+gone, which the end of standard input tells. First line as for SELF_TEST, then what `edgekit compile --json` says."""
+
+READ = """
+cat -- "$1"
+"""
+"""$1: a file. Says what is in it."""
+
 _LINK = """
 put() {
   link=$1/.edgekit/$2/link.$$

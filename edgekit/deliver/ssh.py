@@ -119,13 +119,13 @@ class Host:
             self._master("-O", "exit")
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def run(self, script: str, *words: str, data: bytes | Iterable[bytes] = b"", heard: bool = False) -> Answer:
+    def run(self, script: str, *words: str, data: bytes | Iterable[bytes] = b"") -> Answer:
         """Run `script` with `words` as "$1", ...; `data` is its standard input.
 
-        With `heard`, its errors go to this process's, as they come. Raises DeviceError: there is no ssh here.
+        Raises DeviceError: there is no ssh here.
         """
         with tempfile.TemporaryFile() as errors:
-            process = self._start(script, words, errors=None if heard else errors, stdin=subprocess.PIPE)
+            process = self._start(script, words, errors=errors, stdin=subprocess.PIPE)
             with _ended(process):
                 assert process.stdin is not None
                 assert process.stdout is not None
@@ -133,10 +133,23 @@ class Host:
                     for piece in (data,) if isinstance(data, bytes) else data:
                         process.stdin.write(piece)
                         process.stdin.flush()
-                    if not heard:
-                        process.stdin.close()
+                    process.stdin.close()
                 out = process.stdout.read()
             return Answer(_code(process), out.decode(errors="replace"), _last_line(errors))
+
+    def follow(self, script: str, *words: str, hear: Callable[[str], None]) -> Answer:
+        """Run `script`; `hear` gets each line of its errors as it comes. Its standard input is open until this end is
+        gone: so it can tell. Raises DeviceError as `run`."""
+        said = ""
+        with tempfile.TemporaryFile() as out:
+            process = self._start(script, words, errors=subprocess.PIPE, stdin=subprocess.PIPE, out=out)
+            with _ended(process):
+                assert process.stderr is not None
+                for line in process.stderr:
+                    said = _words(line.decode(errors="replace")) or said
+                    hear(said)
+            out.seek(0)
+            return Answer(_code(process), out.read().decode(errors="replace"), said)
 
     def fetch(
         self, script: str, *words: str, out: IO[bytes], progress: Callable[[int], None] = lambda _n: None
@@ -152,14 +165,20 @@ class Host:
             return Answer(_code(process), "", _last_line(errors))
 
     def _start(
-        self, script: str, words: Sequence[str], *, errors: IO[bytes] | None, stdin: int
+        self,
+        script: str,
+        words: Sequence[str],
+        *,
+        errors: IO[bytes] | int,
+        stdin: int,
+        out: IO[bytes] | int = subprocess.PIPE,
     ) -> subprocess.Popen[bytes]:
         command = shlex.join(["sh", "-c", script, "edgekit", *words])
         try:
             return subprocess.Popen(
                 [*self._ssh, *self._options, "--", self.name.replace("[", "").replace("]", ""), command],
                 stdin=stdin,
-                stdout=subprocess.PIPE,
+                stdout=out,
                 stderr=errors,
             )
         except OSError as error:
@@ -191,7 +210,7 @@ def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
         process.terminate()
         raise
     finally:
-        for stream in (process.stdin, process.stdout):
+        for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
@@ -205,6 +224,10 @@ def _code(process: subprocess.Popen[bytes]) -> int:
 
 def _last_line(errors: IO[bytes]) -> str:
     errors.seek(0)
-    lines = [line.strip() for line in errors.read(1 << 20).decode(errors="replace").splitlines()]
-    text = next((line for line in reversed(lines) if line), "").rstrip(".")
-    return "".join(c for c in text if c.isprintable())[:300]
+    lines = map(_words, errors.read(1 << 20).decode(errors="replace").splitlines())
+    return next((line for line in reversed(list(lines)) if line), "").rstrip(".")
+
+
+def _words(line: str) -> str:
+    """A line of a device as it may be shown on a terminal."""
+    return "".join(c for c in line.strip() if c.isprintable())[:300]

@@ -42,7 +42,9 @@ class Device:
         where = folder or self.home / "bin"
         where.mkdir(parents=True, exist_ok=True)
         command = where / "edgekit"
-        command.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m edgekit "$@"\n')
+        command.write_text(
+            f'#!/bin/sh\nEDGEKIT_CACHE=$HOME/cache PYTHONPATH={ROOT} exec {sys.executable} -m edgekit "$@"\n'
+        )
         command.chmod(0o755)
         if folder is None:
             self.set("PATH", f"{where}:/usr/bin:/bin")
