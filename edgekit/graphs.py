@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 EXTERNAL_BYTES = 1 << 30
 """Models larger than this keep their weights in `<file>.data`: protobuf ends at 2 GiB."""
 
+SMALL_BYTES = 4096
+"""Constants up to this size are kept where weights are left out: shapes are computed from them."""
+
 STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 PLUGIN_DOMAIN = "edgekit"
 """Operators of plugins_trt; the bodies of their functions hold for every operator set from 18 on."""
@@ -231,11 +234,11 @@ def model_specs(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[T
 def infer_shapes(model: onnx.ModelProto, sizes: dict[str, int] | None = None) -> onnx.ModelProto:
     """A copy of `model` with shapes of intermediate tensors; named dimensions in `sizes` are fixed first.
 
-    A model whose shapes cannot be inferred comes back without them.
+    The copy is to be read, not run: large weights keep their type and shape but not their values, so that a model of
+    any size is quick to infer. A model whose shapes cannot be inferred comes back without them.
     """
     onnx = require("onnx", why="read ONNX models")
-    copy = type(model)()
-    copy.CopyFrom(model)
+    copy = _skeleton(model)
     if sizes:
         for value in (*copy.graph.input, *copy.graph.output):
             for dim in value.type.tensor_type.shape.dim:
@@ -243,10 +246,33 @@ def infer_shapes(model: onnx.ModelProto, sizes: dict[str, int] | None = None) ->
                     dim.dim_value = sizes[dim.dim_param]
         del copy.graph.value_info[:]
     try:
-        if weight_bytes(copy) < EXTERNAL_BYTES:
-            return onnx.shape_inference.infer_shapes(copy, data_prop=True)
+        return onnx.shape_inference.infer_shapes(copy, data_prop=True)
     except Exception:  # inference is a service; the checker decides what is valid
         return copy
+
+
+def annotated(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model`, whole, with shapes of intermediate tensors; named dimensions stay free."""
+    copy = type(model)()
+    copy.CopyFrom(model)
+    inferred = infer_shapes(model).graph
+    for part in ("output", "value_info"):
+        getattr(copy.graph, part).clear()
+        getattr(copy.graph, part).extend(getattr(inferred, part))
+    return copy
+
+
+def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` without the values of its large weights."""
+    copy = type(model)(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    copy.graph.name = model.graph.name
+    for part in ("node", "input", "output", "value_info"):
+        getattr(copy.graph, part).extend(getattr(model.graph, part))
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() <= SMALL_BYTES:
+            copy.graph.initializer.add().CopyFrom(tensor)
+        else:
+            copy.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
     return copy
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import ModelError, UsageError
-from edgekit.graphs import infer_shapes, load_model, node_flops, save_model, tensor_shapes
+from edgekit.graphs import annotated, infer_shapes, load_model, node_flops, save_model, tensor_shapes
 
 if TYPE_CHECKING:
     import onnx
@@ -28,7 +28,7 @@ def parts_from_file(path: Path, folder: Path, *, count: int = 0, at: Sequence[st
         ModelError: unreadable, or a tensor at a cut has an unknown type.
         UsageError: no such tensor, or no more parts to be had.
     """
-    model = infer_shapes(load_model(path))
+    model = annotated(load_model(path))
     parts = _parts_ending_at(model, at) if at else _equal_parts(model, count)
     out = []
     for i, part in enumerate(_cut(model, parts), 1):

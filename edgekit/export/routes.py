@@ -22,7 +22,7 @@ from edgekit.export.pt2 import inputs_of_program, keywords_of_program, program_f
 from edgekit.export.samples import FREE_SIZES, Draw, draw, synthetic
 from edgekit.export.source import Source, fixed
 from edgekit.export.torch_runner import TorchRunner
-from edgekit.graphs import EXTERNAL_BYTES, infer_shapes, model_specs, weight_bytes
+from edgekit.graphs import EXTERNAL_BYTES, annotated, model_specs, weight_bytes
 from edgekit.recipe import ModelSpec, Runner
 from edgekit.runtime.ort import OrtSession
 from edgekit.tensors import Dim, Feed, Tensors, TensorSpec, batch_axis, run_in_batches, shape_text, take_samples
@@ -88,7 +88,7 @@ def candidate_from_torch(module: Any, spec: ModelSpec, options: Options, note: N
     opset = options.opset or spec.opset or torch_to_onnx.DEFAULT_OPSET
     model = torch_to_onnx.onnx_from_program(program, runner, opset=opset)
     notes = _tidy(model, options.limit)
-    model = infer_shapes(model)
+    model = annotated(model)
     outputs = model_specs(model)[1]
     _check_outputs(spec, outputs, seen)
     version = torch.__version__.partition("+")[0]
@@ -194,7 +194,7 @@ def candidates_from_onnx(
             onnx_import.free_batch(model, path.name)
             notes.append("the batch, fixed at 1, made free")
         if weight_bytes(model) < options.limit:
-            model = infer_shapes(model)
+            model = annotated(model)
         inputs, outputs = model_specs(model)
         spec = source.spec or adapt(ModelSpec(name=source.name, build=lambda: path, inputs=inputs))
         _check_inputs(spec, inputs, path.name)

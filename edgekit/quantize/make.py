@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from edgekit.quantize.qdq import is_depthwise
 from edgekit.quantize.ranges import Method
 from edgekit.quantize.report import Attempt
 from edgekit.quantize.scheme import Scheme
-from edgekit.quantize.search import MOST_FLOATS, Search, best_scheme, leave_float, warnings_of
+from edgekit.quantize.search import MOST_FLOATS, Search, best_scheme, leave_float, named, portions, warnings_of
 from edgekit.quantize.sensitivity import LayerSensitivity, sensitivities
 from edgekit.quantize.store import calibration_of, encoded
 from edgekit.quantize.trt import trt_products
@@ -138,9 +139,8 @@ def _int8(
     progress: Progress,
 ) -> Made:
     search = best_scheme(model, data, judge, method=options.method, plain=options.plain, progress=progress)
-    verdict = judge.verdict(search.scheme.for_cpu())
-    if not verdict.within and not options.plain:
-        verdict = leave_float(search, verdict)
+    if not options.plain and not judge.verdict(search.scheme.for_cpu()).within:
+        leave_float(search)
     timing, paid, notes = _worth(search, model, data)
     scheme = search.scheme
     cpu = scheme.for_cpu()
@@ -179,32 +179,35 @@ def _int8(
     )
 
 
-def _trt_form(search: Search, *, plain: bool) -> tuple[Scheme, Verdict]:
+def _trt_form(search: Search, *, plain: bool) -> tuple[Scheme, Verdict | None]:
     """The scheme for TensorRT's form: with rounded weights and biases only if they bring that closer too.
 
-    Symmetric ranges are coarser than the CPU's, so that its budget may need more layers in FP16.
+    Symmetric ranges are coarser than the CPU's, so that its budget may need more layers in FP16. The verdict is None
+    where the form has not been judged on all rows.
     """
     judge, scheme = search.judge, search.scheme
-    error = judge.gap(scheme.for_trt(half=False), literal=True).error
+    started = time.monotonic()
+    found = judge.gap(scheme.for_trt(half=False), literal=True)
+    trial_s = time.monotonic() - started
     if scheme.trt_weights or scheme.means is not None:
         nearest = replace(scheme, trt_weights={}, means=None)
-        without = judge.gap(nearest.for_trt(half=False), literal=True).error
-        if without <= error:
-            scheme, error = nearest, without
-    verdict = judge.verdict(scheme.for_trt(), literal=True)
-    if verdict.within or plain:
+        without = judge.gap(nearest.for_trt(half=False), literal=True)
+        if without.error <= found.error:
+            scheme, found = nearest, without
+    verdict = judge.verdict(scheme.for_trt(), literal=True) if plain or judge.may_pass(found) else None
+    if plain or (verdict is not None and verdict.within):
         return scheme, verdict
     products = set(trt_products(scheme.model))
     ranked = [s.node for s in search.ranking() if s.node in products and s.node not in scheme.floats]
-    for name in ranked[: min(MOST_FLOATS, len(products) // 2)]:
-        trial = replace(scheme, floats=scheme.floats | {name})
-        found = judge.gap(trial.for_trt(half=False), literal=True)
-        search.attempts.append(Attempt.of(f"{name} in FP16 (int8-trt)", found, kept=found.error < error))
-        if found.error >= error:
+    for names in portions(ranked[: min(MOST_FLOATS, len(products) // 2)], trial_s):
+        trial = replace(scheme, floats=scheme.floats | set(names))
+        after = judge.gap(trial.for_trt(half=False), literal=True)
+        search.attempts.append(Attempt.of(f"{named(names)} in FP16 (int8-trt)", after, kept=after.error < found.error))
+        if after.error >= found.error:
             continue
-        scheme, error = trial, found.error
-        verdict = judge.verdict(scheme.for_trt(), literal=True)
-        if verdict.within:
+        scheme, found = trial, after
+        verdict = judge.verdict(scheme.for_trt(), literal=True) if judge.may_pass(found) else None
+        if verdict is not None and verdict.within:
             break
     return scheme, verdict
 

@@ -92,11 +92,19 @@ def _mse(histogram: Histogram, low: float, high: float, symmetric: bool, slope: 
     counts = np.where(values < 0, counts * slope**2, counts)
     shrinks = _SHRINKS if slope == 1 else np.linspace(1.0, 0.02, 99)
 
+    moments = [np.concatenate([[0.0], np.cumsum(counts * values**k)]) for k in range(3)]
+
+    def outside(k: int, end: float, *, above: bool) -> float:
+        """Squared distance from `end` of the values in the bins before `k`, or from `k` on."""
+        n, first, second = (m[-1] - m[k] if above else m[k] for m in moments)
+        return float(second - 2 * end * first + end * end * n)
+
     def cost(lo: float, hi: float) -> float:
         scale = (hi - lo) / (254 if symmetric else 255)
-        clipped = np.clip(values, lo, hi)
+        first, last = np.searchsorted(values, (lo, hi))
+        clipped = outside(int(first), lo, above=False) + outside(int(last), hi, above=True)
         # inside the range the rounding error is uniform: step^2 / 12, whatever the bin's width
-        return float((counts * ((values - clipped) ** 2 + scale**2 / 12)).sum())
+        return clipped + float(moments[0][-1]) * scale**2 / 12
 
     best = (cost(low, high), low, high)
     for shrink in _SHRINKS[1:]:

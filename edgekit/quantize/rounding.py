@@ -71,10 +71,10 @@ class _Products:
 
     def __call__(self, name: str, values: Array) -> None:
         scale, zero = affine_u8(self.ranges[name])
-        steps = np.clip(np.rint(values / scale) + float(zero), 0, 255) - float(zero)
-        rounded = (steps * scale).astype(np.float32)
         for node in self.nodes[name]:
-            rows = self._inputs(node, rounded)
+            rows = self._inputs(node, values)
+            steps = np.clip(np.rint(rows / scale) + float(zero), 0, 255) - float(zero)
+            rows = (steps * scale).astype(np.float32)
             groups = groups_of(node)
             parts = rows.reshape(len(rows), groups, -1).transpose(1, 2, 0)
             gram = parts @ parts.transpose(0, 2, 1)

@@ -18,14 +18,15 @@ from edgekit.quantize.channels import ChannelPeaks, channel_groups, channel_peak
 from edgekit.quantize.data import CalibrationData
 from edgekit.quantize.dynamic import dynamic_lstm, recurrent
 from edgekit.quantize.graph import Graph
-from edgekit.quantize.judge import Judge, Verdict
+from edgekit.quantize.judge import Judge
 from edgekit.quantize.latency import timed
+from edgekit.quantize.measure import Gap
 from edgekit.quantize.placement import candidates, place
 from edgekit.quantize.ranges import METHODS, Histogram, Method
 from edgekit.quantize.report import Attempt
 from edgekit.quantize.rounding import compensated_weights
 from edgekit.quantize.scheme import Scheme
-from edgekit.quantize.sensitivity import LayerSensitivity, sensitivities
+from edgekit.quantize.sensitivity import LayerSensitivity, sensitivities, suspects
 from edgekit.quantize.trt import trt_edges, trt_products
 
 if TYPE_CHECKING:
@@ -64,10 +65,16 @@ FINER = 0.99
 EFFORT_S = 60.0
 """Layers and tensors are tried one by one, without being asked to, only if that takes less."""
 
+RANKING_ROWS = 8
+"""Rows that layers are ranked on where all rows would take longer than that: their order is what counts."""
+
 SLOWER = 0.9
 """Products of two activations go back to eight bits if leaving them in float makes the model slower than this share."""
 
-TRIAL_ROWS = 64
+PATIENCE_S = 20.0
+"""Layers are left in float one by one if that takes less, else in portions that double."""
+
+TRIAL_ROWS = 32
 """Rows that rescaled models are tried on; the one that is kept is calibrated on all."""
 
 _STRENGTHS = (0.5, 0.8)
@@ -86,12 +93,20 @@ class Search:
     attempts: list[Attempt] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     attempt_s: float = 0.0
+    last: Gap | None = None
     _ranked: list[LayerSensitivity] = field(default_factory=list)
 
     def ranking(self) -> list[LayerSensitivity]:
-        """The products, the most sensitive first; measured once."""
+        """The products, the most sensitive first; measured once.
+
+        Where that would take long, fewer rows are used, and only products of the most sensitive parts are told apart.
+        """
         if not self._ranked:
-            self._ranked = sensitivities(self.scheme, self.judge, progress=self.progress)
+            nodes, rows = None, None
+            if len(candidates(Graph(self.scheme.model))) * self.attempt_s > EFFORT_S:
+                rows = RANKING_ROWS
+                nodes = suspects(self.scheme, self.judge, wanted=MOST_FLOATS, rows=rows, progress=self.progress)
+            self._ranked = sensitivities(self.scheme, self.judge, nodes=nodes, rows=rows, progress=self.progress)
         return self._ranked
 
     @property
@@ -109,7 +124,7 @@ class Search:
         """Build and measure `scheme`; keep it if its error is below `margin` times the smallest so far."""
         started = time.monotonic()
         found = self.judge.gap(scheme.for_cpu())
-        self.attempt_s = time.monotonic() - started
+        self.attempt_s, self.last = time.monotonic() - started, found
         better = self.best is None or found.error < margin * self.error
         self.attempts.append(Attempt.of(step, found, kept=better))
         if better:
@@ -174,21 +189,37 @@ def best_scheme(
     return search
 
 
-def leave_float(search: Search, verdict: Verdict) -> Verdict:
-    """Leave the most sensitive layers in float, one after the other, until `verdict` is within its budget.
+def leave_float(search: Search) -> None:
+    """Leave the most sensitive layers in float, one after the other, until the budget holds.
 
-    A layer stays in eight bits if the error does not fall without it. Returns the last verdict.
+    A layer stays in eight bits if the error does not fall without it.
     """
     ranked = [s for s in search.ranking() if s.node not in search.scheme.floats]
-    room = min(MOST_FLOATS, len(search.ranking()) // 2 - len(search.scheme.floats))
-    for layer in ranked[: max(0, room)]:
-        floats = search.scheme.floats | {layer.node}
-        if not search.attempt(f"{layer.node} in float", replace(search.scheme, floats=floats)):
+    room = min(MOST_FLOATS, len(candidates(Graph(search.scheme.model))) // 2 - len(search.scheme.floats))
+    for names in portions([s.node for s in ranked[: max(0, room)]], search.attempt_s):
+        floats = search.scheme.floats | set(names)
+        if not search.attempt(f"{named(names)} in float", replace(search.scheme, floats=floats)):
             continue
-        verdict = search.judge.verdict(search.scheme.for_cpu())
-        if verdict.within:
+        if search.last is None or not search.judge.may_pass(search.last):
+            continue
+        if search.judge.verdict(search.scheme.for_cpu()).within:
             break
-    return verdict
+
+
+def portions(names: Sequence[str], trial_s: float) -> list[list[str]]:
+    """`names` one by one, or in portions that double where one trial of each would take longer than `PATIENCE_S`."""
+    if len(names) * trial_s <= PATIENCE_S:
+        return [[name] for name in names]
+    out, start = [], 0
+    while start < len(names):
+        out.append(list(names[start : start + max(1, start)]))
+        start += len(out[-1])
+    return out
+
+
+def named(nodes: Sequence[str]) -> str:
+    """One or several layers in a line of a table."""
+    return nodes[0] if len(nodes) == 1 else f"{nodes[0]} and {len(nodes) - 1} more"
 
 
 def _ranges(search: Search, model: onnx.ModelProto, methods: Sequence[Method]) -> None:

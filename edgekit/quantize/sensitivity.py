@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -42,9 +43,14 @@ class LayerSensitivity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def sensitivities(
-    scheme: Scheme, judge: Judge, *, nodes: Collection[str] | None = None, progress: Progress = quiet
+    scheme: Scheme,
+    judge: Judge,
+    *,
+    nodes: Collection[str] | None = None,
+    rows: int | None = None,
+    progress: Progress = quiet,
 ) -> list[LayerSensitivity]:
-    """Every product of `scheme.model` (or those in `nodes`), the most sensitive first."""
+    """Every product of `scheme.model` (or those in `nodes`), the most sensitive first; measured on `rows` at most."""
     graph = Graph(scheme.model)
     every = candidates(graph)
     chosen = [n for n in every if nodes is None or n in nodes]
@@ -52,7 +58,7 @@ def sensitivities(
     out = []
     for i, name in enumerate(chosen):
         alone = replace(scheme, floats=frozenset(every) - {name}, means=None)
-        gap = judge.gap(alone.for_cpu())
+        gap = judge.gap(alone.for_cpu(), most=rows)
         out.append(
             LayerSensitivity(
                 node=name,
@@ -66,6 +72,26 @@ def sensitivities(
         )
         progress("sensitivity", i + 1, len(chosen))
     return sorted(out, key=lambda s: -s.error)
+
+
+def suspects(scheme: Scheme, judge: Judge, *, wanted: int, rows: int, progress: Progress = quiet) -> set[str]:
+    """At least `wanted` products (if there are so many) of those parts of the model that eight bits hurt most.
+
+    A part is a run of neighbours; each part alone is in eight bits, so that n products take about sqrt(n) runs.
+    """
+    every = candidates(Graph(scheme.model))
+    size = math.isqrt(max(1, len(every) - 1)) + 1
+    parts = [every[i : i + size] for i in range(0, len(every), size)]
+    errors = []
+    for i, part in enumerate(parts):
+        alone = replace(scheme, floats=frozenset(every) - set(part), means=None)
+        errors.append(judge.gap(alone.for_cpu(), most=rows).error)
+        progress("sensitivity of parts", i + 1, len(parts))
+    found: set[str] = set()
+    for _, i in sorted(((error, i) for i, error in enumerate(errors)), reverse=True):
+        if len(found) < wanted:
+            found.update(parts[i])
+    return found
 
 
 def sensitivity_png(found: Sequence[LayerSensitivity]) -> bytes:

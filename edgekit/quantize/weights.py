@@ -50,7 +50,7 @@ def channel_scales(weight: Array, axis: int, *, pair_safe: bool) -> Array:
     they lie in memory: runtimes use either.
     """
     rows = np.moveaxis(weight, axis, 0)
-    flat = rows.reshape(len(rows), -1).astype(np.float64)
+    flat = rows.reshape(len(rows), -1)
     peak = np.abs(flat).max(axis=1)
     if pair_safe:
         peak = np.maximum(peak, _pair_peak(flat))
@@ -74,14 +74,16 @@ def representable(scale: Array) -> Array:
 def _pair_peak(flat: Array) -> Array:
     if flat.shape[1] % 2:
         flat = np.pad(flat, ((0, 0), (0, 1)))
-    pairs = flat.reshape(len(flat), -1, 2)
-    return np.asarray(np.maximum(np.maximum(pairs, 0).sum(-1), np.maximum(-pairs, 0).sum(-1)).max(-1))
+    above, below = np.maximum(flat, 0), np.minimum(flat, 0)
+    high = (above[:, 0::2] + above[:, 1::2]).max(axis=1)
+    low = (below[:, 0::2] + below[:, 1::2]).min(axis=1)
+    return np.asarray(np.maximum(high, -low))
 
 
 def quantized(weight: Array, scale: Array, axis: int | None) -> QuantWeight:
     """`weight` rounded to the nearest step of `scale`, ties to even."""
     out = QuantWeight(np.zeros(weight.shape, np.int8), np.asarray(scale, np.float32), axis)
-    steps = np.rint(weight.astype(np.float64) / out._spread())
+    steps = np.rint(weight / out._spread())
     return QuantWeight(np.clip(steps, -LEVELS, LEVELS).astype(np.int8), out.scale, axis)
 
 

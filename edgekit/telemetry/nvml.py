@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -16,6 +17,8 @@ AVERAGE_S = 1.0
 """`nvmlDeviceGetPowerUsage` is the mean of the last second on Ampere and later, but for GA100."""
 SHORT = 12
 """Characters of a UUID that tell boards apart: `GPU-` and eight digits."""
+_DRIVER = "libnvidia-ml.so.1"
+"""The part of NVIDIA's driver that pynvml talks to."""
 POWER_AVERAGE, POWER_INSTANT = 185, 186
 """Field numbers; as pairs with a scope: 0 the GPU, 1 the module, 2 the memory."""
 
@@ -152,6 +155,10 @@ def open_nvml() -> tuple[Any, list[Any]] | str:
     """The initialised pynvml module and the handle of every board, or the sentence why there is none."""
     if not available("pynvml"):
         return "NVML: nvidia-ml-py is not installed. Run: pip install 'edgekit[telemetry]'"
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError:  # found out before pynvml, which is large, is loaded for nothing
+        return "NVML: no NVIDIA driver answers here (NVML Shared Library Not Found)."
     import pynvml
 
     try:

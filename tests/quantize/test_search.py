@@ -16,9 +16,10 @@ from edgekit.quantize.calibrate import quiet
 from edgekit.quantize.graph import Graph
 from edgekit.quantize.judge import Judge
 from edgekit.quantize.latency import timed
+from edgekit.quantize.measure import Gap
 from edgekit.quantize.prepare import prepared
-from edgekit.quantize.search import SPARING, Search, best_scheme, heads, leave_float
-from edgekit.quantize.sensitivity import sensitivities, sensitivity_png
+from edgekit.quantize.search import SPARING, Search, best_scheme, heads, leave_float, portions
+from edgekit.quantize.sensitivity import sensitivities, sensitivity_png, suspects
 from edgekit.quantize.store import stale_parts, stored
 from tests.quantize.nets import conv_net, images, model_of, random
 from tests.quantize.packages import package_of
@@ -59,10 +60,33 @@ def test_only_one_of_several_alternatives_is_kept(tmp_path: Path) -> None:
 def test_layers_are_left_in_float_until_the_budget_holds(tmp_path: Path) -> None:
     search = searched(tmp_path, conv_net(), budget=0, plain=True)
     before = search.error
-    verdict = leave_float(search, search.judge.verdict(search.scheme.for_cpu()))
+    leave_float(search)
     assert search.error < before
     assert 1 <= len(search.scheme.floats) <= 2, "never more than half of four products"
-    assert not verdict.within
+    assert not search.judge.verdict(search.scheme.for_cpu()).within
+
+
+def test_layers_go_in_growing_portions_where_one_by_one_would_take_long() -> None:
+    names = [f"layer{i}" for i in range(16)]
+    assert portions(names, 0.01) == [[name] for name in names]
+    slow = portions(names, 5.0)
+    assert [len(p) for p in slow] == [1, 1, 2, 4, 8]
+    assert [name for p in slow for name in p] == names
+    assert portions([], 5.0) == []
+
+
+def test_the_most_sensitive_layer_is_among_the_suspects(tmp_path: Path) -> None:
+    search = searched(tmp_path, hostile_conv_net(), plain=True)
+    worst = sensitivities(search.scheme, search.judge, rows=8)[0].node
+    found = suspects(search.scheme, search.judge, wanted=1, rows=8)
+    assert worst in found
+    assert len(found) < len(sensitivities(search.scheme, search.judge, rows=8))
+
+
+def test_a_model_that_is_wrong_too_often_on_some_rows_need_not_run_on_all(tmp_path: Path) -> None:
+    judge = searched(tmp_path, conv_net(), budget=0.5).judge
+    assert not judge.may_pass(Gap(0.1, 1.0, 0.9, None))
+    assert judge.may_pass(Gap(0.004, 1.0, 0.9, None))
 
 
 def test_a_model_without_products_is_refused(tmp_path: Path) -> None:
