@@ -41,15 +41,10 @@ def _row(v: VariantBench, report: BenchReport, energy: bool) -> list[object]:
 
 def _print_energy(report: BenchReport) -> None:
     """One row for each variant and sensor; sentences for what is absent, each once."""
-    rows: list[list[object]] = []
-    for v in report.variants:
-        rows += [_energy_row(v.id, j) for j in v.energy] or [[v.id, *[None] * 6]]
     print_text("")
-    columns = ["variant", "mJ/inference>", "mJ/correct>", "running W>", "idle W>", "active W>", "by"]
-    print_table(columns, rows)
-    print_text(
-        f"\nenergy of one call at batch {report.batch}, idle power included, ± 95 % but for the sensor's own scale"
-    )
+    measured = any(v.energy for v in report.variants)
+    if measured:
+        _print_joules(report)
     for scope in dict.fromkeys(f"{j.source}: {j.scope}" for v in report.variants for j in v.energy):
         print_text(scope)
     for v in report.variants:
@@ -60,10 +55,21 @@ def _print_energy(report: BenchReport) -> None:
     for v in report.variants:
         if v.energy_reason:
             absent.setdefault(f"energy not measured: {v.energy_reason}", []).append(v.id)
-        if v.correct_reason:
+        if v.correct_reason and measured:
             absent.setdefault(f"no energy per correct prediction: {v.correct_reason}", []).append(v.id)
     for sentence, variants in absent.items():
         print_text(sentence if len(variants) == len(report.variants) else f"{', '.join(variants)}: {sentence}")
+
+
+def _print_joules(report: BenchReport) -> None:
+    rows: list[list[object]] = []
+    for v in report.variants:
+        rows += [_energy_row(v.id, j) for j in v.energy] or [[v.id, *[None] * 6]]
+    columns = ["variant", "mJ/inference>", "mJ/correct>", "running W>", "idle W>", "active W>", "by"]
+    print_table(columns, rows)
+    print_text(
+        f"\nenergy of one call at batch {report.batch}, idle power included, ± 95 % but for the sensor's own scale"
+    )
 
 
 def _energy_row(variant: str, j: Joules) -> list[object]:
