@@ -9,6 +9,7 @@ from typing import Any
 from edgekit._lazy import require
 from edgekit.bench.plot import COLORS
 from edgekit.bench.sustained import Reading, Sustained
+from edgekit.telemetry.rails import short_scope
 
 _INK, _GREY, _RED = "#222222", "#8a8a8a", "#c44e52"
 _MOST_LINES = 5
@@ -33,20 +34,20 @@ def sustained_png(report: Sustained) -> bytes:
     rates.stairs([s.samples_per_s for s in report.slices], times, color=COLORS[0], linewidth=1.6, baseline=None)
     for value, name in ((report.burst_per_s, "burst"), (report.sustained_per_s, "sustained")):
         rates.axhline(value, color=_GREY, linewidth=0.8, linestyle=(0, (4, 3)))
-        above = (value >= report.sustained_per_s) == (name == "burst")
+        higher = (report.burst_per_s >= report.sustained_per_s) == (name == "burst")
         rates.annotate(
             f"{name} {value:,.4g}",
             (1, value),
             xycoords=("axes fraction", "data"),
-            xytext=(-4, 3 if above else -11),
+            xytext=(6, 0),
             textcoords="offset points",
-            ha="right",
+            va="bottom" if higher else "top",
             fontsize=8.5,
             color=_INK,
         )
     rates.set_ylim(0, 1.15 * max(s.samples_per_s for s in report.slices))
     _title(rates, "Throughput, samples/s")
-    _lines(power, report.readings, lambda r: r.power_w, scale, 1.0)
+    _lines(power, report.readings, lambda r: {short_scope(s): w for s, w in r.power_w.items()}, scale, 1.0)
     _title(power, "Power, W")
     power.set_ylim(bottom=0)
     _lines(heat, report.readings, lambda r: r.temp_c, scale, 1.0, first=report.heating.zone if report.heating else None)

@@ -20,6 +20,7 @@ from edgekit.package import Package
 from edgekit.runtime.devices import one_device
 from edgekit.runtime.ort import physical_cores
 from edgekit.runtime.select import open_session
+from edgekit.telemetry.rails import short_scope
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _SHORTEST_S, _LONGEST_S = 5.0, 86_400.0
@@ -98,4 +99,4 @@ def _print(r: Sustained) -> None:
 
 
 def _watts(powers: dict[str, float]) -> str:
-    return "".join(f", {w:.3g} W {scope}" for scope, w in powers.items())
+    return "".join(f", {w:.3g} W {short_scope(scope)}" for scope, w in powers.items())

@@ -11,8 +11,9 @@ from rich.text import Text
 
 from edgekit.telemetry.clocks import ClockReading
 from edgekit.telemetry.gpus import GpuReading
-from edgekit.telemetry.monitor import Identity, Power, Snapshot
+from edgekit.telemetry.monitor import Identity, Snapshot
 from edgekit.telemetry.nvml import SHORT
+from edgekit.telemetry.rails import short_scope
 from edgekit.telemetry.thermal import ZoneReading
 
 BAR = 12
@@ -57,7 +58,7 @@ def _head(identity: Identity, now: Snapshot) -> Text:
 
 def _sections(now: Snapshot, ascii_only: bool) -> Iterator[tuple[str, list[Text]]]:
     if now.powers:
-        yield "power", [Text(f"{_number(p.power_w, 'W', 2):>10}  {_scope(p, now)}") for p in now.powers]
+        yield "power", [Text(f"{_number(p.power_w, 'W', 2):>10}  {short_scope(p.scope)}") for p in now.powers]
     if now.rails:
         width = max(len(r.label) for r in now.rails)
         yield (
@@ -92,13 +93,6 @@ def _sections(now: Snapshot, ascii_only: bool) -> Iterator[tuple[str, list[Text]
             ],
         )
     yield "throttle", _throttle_lines(now)
-
-
-def _scope(power: Power, now: Snapshot) -> str:
-    """What a total covers; the names of summed rails are on the lines below it."""
-    if power.scope.startswith("sum of rails"):
-        return f"sum of {len(now.rails)} rails (carrier board excluded)"
-    return power.scope
 
 
 def _zone_lines(zones: Sequence[ZoneReading], ascii_only: bool) -> list[Text]:

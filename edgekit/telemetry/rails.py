@@ -16,6 +16,7 @@ DEFAULT_PERIOD_S = 0.1
 """Where the driver does not tell its `update_interval`."""
 TOTALS = ("VIN", "VDD_IN", "POM_5V_IN")
 """Rails that carry the whole module, most complete first; without one, the total is the sum of the rails."""
+_SUM, _EXCLUDED = "sum of rails ", " (carrier board excluded)"
 _NO_LIMIT_MA = 32_760
 """What the monitor's limit register holds when it is not set."""
 _ALARMS = {"max_alarm": "above its average current limit", "crit_alarm": "above its instantaneous current limit"}
@@ -97,7 +98,14 @@ def total_of(rails: Sequence[Rail]) -> tuple[tuple[Rail, ...], str]:
         for rail in rails:
             if rail.label == label:
                 return (rail,), f"module rail {label}"
-    return tuple(rails), "sum of rails " + ", ".join(r.label for r in rails) + " (carrier board excluded)"
+    return tuple(rails), _SUM + ", ".join(r.label for r in rails) + _EXCLUDED
+
+
+def short_scope(scope: str) -> str:
+    """A scope for a label: of rails that are summed, how many there are instead of their names."""
+    if not scope.startswith(_SUM):
+        return scope
+    return f"sum of {scope.count(',') + 1} rails{_EXCLUDED}"
 
 
 def find_rails(root: Path = Path("/")) -> list[Rail]:

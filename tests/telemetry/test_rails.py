@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.telemetry.rails import find_rails, total_of
+from edgekit.telemetry.rails import find_rails, short_scope, total_of
 from tests.telemetry import boards, trees
 
 
@@ -65,3 +65,9 @@ def test_a_channel_without_a_label_or_a_current_is_no_rail(tmp_path: Path) -> No
     trees.ina3221(tmp_path, 0, [("VDD_IN", 5000, 1), ("VDD_SOC", 5000, 1), ("", 5000, 1)])
     (tmp_path / "sys/class/hwmon/hwmon0/curr2_input").unlink()
     assert [r.label for r in find_rails(tmp_path)] == ["VDD_IN"]
+
+
+def test_a_label_counts_the_rails_of_a_sum(tmp_path: Path) -> None:
+    rails, scope = total_of(find_rails(boards.agx_orin(tmp_path)))
+    assert short_scope(scope) == f"sum of {len(rails)} rails (carrier board excluded)"
+    assert short_scope("module rail VDD_IN") == "module rail VDD_IN"
