@@ -46,7 +46,8 @@ def data_folder() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _public(name: str) -> Path | None:
+def public(name: str) -> Path | None:
+    """The file or folder of a public data set, or None where it is absent."""
     folder = data_folder()
     return folder / name if folder is not None and (folder / name).exists() else None
 
@@ -81,10 +82,13 @@ def _prepared(pictures: np.ndarray, preprocess: ImagePreprocess) -> np.ndarray:
     return np.concatenate([preprocess.from_image(Image.fromarray(p)) for p in pictures])
 
 
+MNIST = "data_mnist_t10k"
+
+
 @cache
 def mnist(preprocess: ImagePreprocess = DIGITS) -> Split | None:
     """MNIST's 10,000 test digits, of which the first 8,000 train here and the last 2,000 test."""
-    folder = _public("data_mnist_t10k")
+    folder = public(MNIST)
     if folder is None:
         return None
     pictures = np.frombuffer(gzip.decompress((folder / "t10k-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
@@ -102,7 +106,7 @@ def cifar10() -> Split | None:
 
     Training takes 50 of each class from the set's training part and 150 from its test part: the machine has no more.
     """
-    folder = _public("data_cifar10_jpeg")
+    folder = public("data_cifar10_jpeg")
     if folder is None:
         return None
     kept: dict[bool, list[tuple[np.ndarray, int]]] = {False: [], True: []}
@@ -134,7 +138,7 @@ SPEECH_CLASSES = ("_silence_", "_unknown_", "down", "go", "left", "no", "off", "
 @cache
 def speech_commands() -> Split | None:
     """One second recordings of twelve words, float32 (n, 16000) in -1..1 at 16 kHz: 15 of each train, 5 test."""
-    folder = _public("data_speech_commands_test240")
+    folder = public("data_speech_commands_test240")
     if folder is None:
         return None
     parts: dict[bool, list[tuple[np.ndarray, int]]] = {False: [], True: []}

@@ -7,12 +7,14 @@ of its digit.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from _data import digit_pictures, photo_crops
+from edgekit import ImagePreprocess
 
 KEY_POINTS = ("centre", "top", "right", "bottom", "left")
 """Of the digit's upright frame: its middle and the middles of its sides, which turn with the digit."""
@@ -133,3 +135,17 @@ def _label(scenes: Scenes, i: int) -> None:
     for j in range(len(seen)):
         rows, columns = np.flatnonzero(scenes.masks[i, j].any(axis=1)), np.flatnonzero(scenes.masks[i, j].any(axis=0))
         scenes.boxes[i, j] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+
+
+@cache
+def photo_digits(
+    n: int, seed: int, preprocess: ImagePreprocess, *, test: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """`n` pictures of one coloured digit over a photograph, as `preprocess` makes a model's input of them, and labels.
+
+    An image classifier's task that needs no download: float32 (n, 3, height, width), int64 (n,).
+    """
+    scenes = digit_scenes(
+        n, seed, preprocess.height, test=test, objects=(1, 1), sides=(0.5, 0.9), background="photo", colour=True
+    )
+    return np.concatenate([preprocess.from_pixels(image) for image in scenes.images]), scenes.classes[:, 0]
