@@ -117,6 +117,7 @@ cat -- "$1"
 """$1: a file. Says what is in it."""
 
 _LINK = """
+alone() { exec 9>>"$1/lock"; ! command -v flock >/dev/null || flock 9; }
 put() {
   link=$1/.edgekit/$2/link.$$
   rm -f -- "$link"; ln -s -- ".edgekit/$2/$3/$2" "$link" || return 1
@@ -138,6 +139,7 @@ SWITCH = (
     _LINK
     + """
 home=$1/.edgekit/$2
+alone "$home"
 before=$(readlink "$1/$2"); before=${before%/*}; before=${before##*/}
 [ -L "$1/$2" ] || [ ! -d "$1/$2" ] || before=v000000-before
 last=0
@@ -171,6 +173,7 @@ ROLL_BACK = (
     _LINK
     + """
 home=$1/.edgekit/$2
+[ ! -d "$home" ] || alone "$home"
 now=$(readlink "$1/$2"); now=${now%/*}; now=${now##*/}
 [ -n "$now" ] && [ -d "$home/$now" ] || { echo unknown; exit 0; }
 before=

@@ -137,8 +137,8 @@ def module_for(target: Target, kind: Kind | None, gpu: Gpu | None) -> TrtModule:
         hint = " With --module tensorrt-rtx it can be built here." if target.rtx else ""
         where = target.name if target.name == target.sm_name else f"{target.name} ({target.sm_name})"
         raise UsageError(
-            f"An engine for {where} is built on such a device: run edgekit compile there with "
-            f"--target this. What will work there is said by: edgekit compile X.edge --target {target.name} --plan."
-            + hint
+            f"An engine for {where} is built on such a device: run edgekit compile there with --target this, "
+            "or here with --on user@device. What will work there is said by: "
+            f"edgekit compile X.edge --target {target.name} --plan.{hint}"
         )
     return load(kind)

@@ -56,7 +56,7 @@ class Device:
         self.set("CUT", str(self._cut))
 
     def versions(self, name: str = "tiny.edge") -> list[str]:
-        return sorted(p.name.partition("-")[0] for p in (self.models / ".edgekit" / name).glob("*"))
+        return sorted(p.name.partition("-")[0] for p in (self.models / ".edgekit" / name).glob("[!l]*"))
 
 
 @contextmanager
