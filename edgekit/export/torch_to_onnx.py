@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit._lazy import require
 from edgekit.errors import ModelError, UsageError
+from edgekit.export import recurrent
 from edgekit.export.torch_runner import TorchRunner, quiet
 from edgekit.tensors import Feed, TensorSpec
 
@@ -41,7 +42,7 @@ def program_from_torch(runner: TorchRunner, example: Feed) -> Any:
         shapes = _dynamic_shapes(runner.inputs, exact=exact)
         given: Any = shapes if runner.keywords else _by_position(runner.module, tuple(shapes.values()))
         try:
-            with quiet(), torch.no_grad():
+            with quiet(), torch.no_grad(), recurrent.any_length():
                 return torch.export.export(runner.module, args, kwargs, dynamic_shapes=given, strict=False)
         except Exception as error:  # torch.export raises a dozen classes that share only Exception
             if "onstraint" not in str(error):  # "Constraints violated": sizes of one name that depend on another
@@ -102,11 +103,16 @@ def onnx_from_program(program: Any, runner: TorchRunner, *, opset: int) -> onnx.
     torch_onnx = require("torch.onnx", why="export models")
     require("onnxscript", why="export models")
     try:
-        with quiet():
+        with quiet(), recurrent.any_length():
             plugins = _plugins_in(program)
-            options: dict[str, Any] = {"custom_translation_table": plugins.translations()} if plugins else {}
+            table = {**recurrent.translations(), **(plugins.translations() if plugins else {})}
             result = torch_onnx.export(
-                program, dynamo=True, verbose=False, optimize=False, opset_version=opset, **options
+                program,
+                dynamo=True,
+                verbose=False,
+                optimize=False,
+                opset_version=opset,
+                custom_translation_table=table,
             )
             scopes = _scopes_by_weight(result.model)
             result.optimize()
