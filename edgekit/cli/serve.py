@@ -106,6 +106,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="stay ready while the machine is slowed down (default: health/ready is 503 then, with the cause)",
     )
+    more.add_argument(
+        "--root", type=Path, default=Path("/"), metavar="DIR", help="where the machine's /sys and /proc are mounted"
+    )
     more = parser.add_argument_group("security", "files are read again on SIGHUP")
     more.add_argument("--tls-cert", type=Path, metavar="PEM", help="certificate with its chain: TLS on both ports")
     more.add_argument("--tls-key", type=Path, metavar="PEM", help="its key, without a password")
@@ -135,6 +138,8 @@ def run(args: argparse.Namespace) -> int:
     tls = _tls(args)
     if _http_port(args) is None and _grpc_port(args) is None and args.uds is None:
         raise UsageError("Nothing is listened on: --port is off, and there is neither --grpc-port nor --uds.")
+    if not args.root.is_dir():
+        raise UsageError(f"--root {args.root} is not a folder; expected the root of a file tree.")
     from edgekit.serve.systemd import Notifier, handed_over
 
     sockets = handed_over()
@@ -201,7 +206,9 @@ def _work(
         notifier=notifier,
         peers=peers,
     )
-    server.app.machine = MachineWatch(tells=peers is None or peers.slot == 0, guards=not args.ready_when_throttled)
+    server.app.machine = MachineWatch(
+        args.root, tells=peers is None or peers.slot == 0, guards=not args.ready_when_throttled
+    )
     if args.heat_guard:
         from edgekit.serve.cooling import Cooling
 
@@ -209,7 +216,7 @@ def _work(
     if args.energy_header:
         from edgekit.serve.energy import EnergyMeter
 
-        server.app.energy = EnergyMeter()
+        server.app.energy = EnergyMeter(args.root)
     server.app.traces = TraceSettings(args.trace_file)
     if args.otel:
         from edgekit.serve.spans import Spans

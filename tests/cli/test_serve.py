@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from edgekit.package import Package
 from tests.serve.packages import copy_with_changed_byte, wide_package
 from tests.serve.running import Client, infer_body, served, tensor
+from tests.telemetry import boards
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -52,6 +54,27 @@ def test_it_loads_neither_torch_nor_onnx_nor_plotting(tiny: Package) -> None:
     names = {line.rpartition("|")[2].strip().partition(".")[0] for line in log.splitlines() if "import time:" in line}
     assert {"onnxruntime", "numpy", "httptools", "uvloop"} <= names
     assert not names & {"torch", "onnx", "onnxscript", "matplotlib", "sklearn", "scipy", "rich", "PIL"}
+
+
+def test_a_machine_mounted_elsewhere_gives_energy_and_heat(tiny: Package, tmp_path: Path) -> None:
+    """A built AGX Orin that says it is slowed down: joules of a request, and the machine's metrics."""
+    root, body = boards.agx_orin(tmp_path / "host"), infer_body(tensor("x", [1, 4], [1] * 4))
+    metrics, headers, until_s = "", {}, time.monotonic() + 20
+    with served(tiny.path, options=("--root", str(root), "--energy-header")) as running, Client(running.url) as client:
+        while not ("edgekit_throttled" in metrics and "x-energy-joules" in headers) and time.monotonic() < until_s:
+            time.sleep(0.1)
+            headers = client.ask("POST", "/v2/models/tiny/infer", body).headers
+            metrics = client.ask("GET", "/metrics").body.decode()
+    assert float(headers["x-energy-joules"]) >= 0
+    assert headers["x-energy-source"] in ("rail", "estimate")
+    assert 'edgekit_throttled{cause="gpu-throttle-alert"} 1' in metrics
+    assert "edgekit_thermal_headroom_celsius 49.938" in metrics
+
+
+def test_a_machine_that_is_not_mounted_is_refused(tiny: Package, edgekit: Run) -> None:
+    done = edgekit("serve", str(tiny.path), "--root", "/nowhere/at/all")
+    assert done.returncode == 2
+    assert "--root /nowhere/at/all is not a folder" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
