@@ -148,10 +148,10 @@ for one in "$home"/v[0-9]*-*; do
   one=${one##*/v}; last=$(expr "${one%%-*}" + 0)
 done
 version=v$(printf %06d "$(expr "$last" + 1)")-$3
-sync -f "$home/incoming-$3" 2>/dev/null || sync
+find "$home/incoming-$3" -exec sync {} + 2>/dev/null || sync
 mv -T -- "$home/incoming-$3" "$home/$version" || exit 1
 put "$1" "$2" "$version" || { mv -T -- "$home/$version" "$home/incoming-$3"; exit 1; }
-sync -f "$home" 2>/dev/null || sync
+sync "$home" "$1" 2>/dev/null || sync
 [ -d "$home/$before" ] || before=
 echo "$version $before"
 count=0
@@ -183,7 +183,7 @@ for one in "$home"/v[0-9]*-*; do
 done
 [ -n "$before" ] || { echo "none $now"; exit 0; }
 put "$1" "$2" "$before" || exit 1
-sync -f "$home" 2>/dev/null || sync
+sync "$home" "$1" 2>/dev/null || sync
 rm -rf -- "$home/w${now#v}"
 mv -T -- "$home/$now" "$home/w${now#v}"
 echo "$before $now"

@@ -13,7 +13,7 @@ from edgekit.deliver.scripts import APPEND, DISCARD, SAME, SURVEY
 from edgekit.deliver.ssh import LOST, PIECE, Answer, Host, check_name
 from edgekit.errors import DeviceError, IntegrityError
 from edgekit.manifest import File
-from edgekit.package import SIGNATURE, Package
+from edgekit.package import SIGNATURE, Package, sha256_of
 
 Progress = Callable[[int, int], None]
 """Hears how many bytes are there, and how many there will be."""
@@ -86,8 +86,14 @@ class Delivery:
             missing, _ = self._survey(host, place, reuse, base)
             if not missing:
                 return Sent(sent_bytes=left, reused_bytes=reused)
+        wrong = next(iter(missing))
+        if sha256_of(self.package.path / inside(wrong)) != self.files[wrong].sha256:
+            raise IntegrityError(
+                f"'{wrong}' in '{self.package.path.name}' was changed: its SHA-256 does not match the manifest. "
+                "Restore it, or export again."
+            )
         raise DeviceError(
-            f"'{next(iter(missing))}' did not arrive whole on {host.name}: its SHA-256 there is another one. "
+            f"'{wrong}' did not arrive whole on {host.name}: its SHA-256 there is another one. "
             "Nothing was put in place. See whether another push is running, and check the device's disk."
         )
 
