@@ -118,11 +118,8 @@ def judge(received: bytes, tally: Counter[str]) -> str:
     return "" if at == len(received) else "a cut frame"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--messages", type=int, default=200_000)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+def errors_logged() -> list[str]:
+    """What edgekit logs as an error from now on."""
     logged: list[str] = []
 
     class Listen(logging.Handler):
@@ -130,6 +127,15 @@ def main() -> None:
             logged.append(record.getMessage())
 
     logging.getLogger("edgekit").addHandler(Listen(logging.ERROR))
+    return logged
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--messages", type=int, default=200_000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    logged = errors_logged()
     session = OrtSession(tiny_model().SerializeToString(), threads=1)
     app = App(Repository([Model(session, name="tiny", sample={"x": np.ones((1, 4), np.float32)})]))
     rng, sent, conversations, begun = random.Random(args.seed), 0, 0, time.perf_counter()

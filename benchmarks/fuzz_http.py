@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import random
 import re
 import sys
@@ -27,7 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from fuzz_grpc import Wire
+from fuzz_grpc import Wire, errors_logged
 
 from edgekit.runtime.ort import OrtSession
 from edgekit.serve.app import App
@@ -238,13 +237,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    logged: list[str] = []
-
-    class Listen(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            logged.append(record.getMessage())
-
-    logging.getLogger("edgekit").addHandler(Listen(logging.ERROR))
+    logged = errors_logged()
     faults = asyncio.run(fuzz(args.requests, args.seed, logged))
     print(f"{faults} faults")
     raise SystemExit(1 if faults else 0)

@@ -56,9 +56,11 @@ def test_custom_operators_are_refused_by_name() -> None:
         OrtSession(path)
 
 
-def test_several_threads_share_a_session() -> None:
+@pytest.mark.parametrize("bind", [False, True])
+def test_several_threads_share_a_session(bind: bool) -> None:
+    """Those of a bound session get buffers of their own."""
     wrong: list[int] = []
-    with OrtSession(tiny_model().SerializeToString(), threads=1) as session:
+    with OrtSession(tiny_model().SerializeToString(), threads=1, bind=bind) as session:
 
         def work(seed: int) -> None:
             x = np.random.default_rng(seed).standard_normal((3, 4)).astype(np.float32)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import onnx
 import onnxruntime
@@ -62,24 +60,6 @@ def test_an_output_sized_by_values_varies_between_runs() -> None:
         for values in ([0, 1, 1], [1, 1, 1], [0, 0, 1], [0, 0, 0]):
             where = session.run({"x": np.asarray(values, np.float32)})["where"]
             np.testing.assert_array_equal(where[0], np.flatnonzero(values))
-
-
-def test_threads_get_buffers_of_their_own() -> None:
-    wrong: list[int] = []
-    with OrtSession(tiny_model().SerializeToString(), threads=1, bind=True) as session:
-
-        def work(seed: int) -> None:
-            x = np.random.default_rng(seed).standard_normal((3, 4)).astype(np.float32)
-            for _ in range(50):
-                if not np.allclose(session.run({"x": x})["scores"], x @ WEIGHT, atol=1e-5):
-                    wrong.append(seed)
-
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
-    assert not wrong
 
 
 def test_a_closed_bound_session_says_so() -> None:
