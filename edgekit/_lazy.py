@@ -16,6 +16,8 @@ EXTRA_OF = {
     "safetensors": "export",
     "onnxruntime": "cpu",
     "opentelemetry": "otel",
+    "pyarrow": "batch",
+    "ray": "ray",
     "cryptography": "sign",
     "matplotlib": "bench",
     "mlperf_loadgen": "loadgen",

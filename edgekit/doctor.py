@@ -82,6 +82,7 @@ DEPENDENCIES = (
     Dependency(
         module="cryptography", distributions=("cryptography",), extra="sign", use="signs packages, checks signatures"
     ),
+    Dependency(module="pyarrow", distributions=("pyarrow",), extra="batch", use="writes batch's tables as Parquet"),
     Dependency(module="pynvml", distributions=("nvidia-ml-py",), extra="telemetry", use="energy of NVIDIA GPUs"),
     Dependency(module="zstandard", distributions=("zstandard",), extra="telemetry", use="captures as .tar.zst"),
     Dependency(module="cuda.bindings", distributions=("cuda-bindings",), extra="plugins", use="compiles CUDA plugins"),
@@ -100,6 +101,7 @@ NEEDS = {
     "compile": ("tensorrt|tensorrt_rtx_bindings",),
     "verify": ("onnxruntime",),
     "run": ("onnxruntime",),
+    "batch": ("onnxruntime",),
     "bench": ("onnxruntime",),
     "tune": ("onnxruntime",),
     "serve": ("onnxruntime", "httptools", "uvloop"),

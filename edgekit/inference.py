@@ -54,12 +54,18 @@ def infer_files(package: Package, session: Session, paths: Sequence[Path], *, ba
     """
     for path in paths:
         feed = feed_from_file(package, path, session.inputs)
-        count = sample_count(feed, session.inputs)
-        if package.manifest.states:
-            outputs = _run_sequence(session, feed, package.manifest, count)
-        else:
-            outputs = run_in_batches(session.run, feed, inputs=session.inputs, outputs=session.outputs, size=batch)
-        yield Result(str(path), outputs, count)
+        outputs = infer_feed(package, session, feed, batch=batch)
+        yield Result(str(path), outputs, sample_count(feed, session.inputs))
+
+
+def infer_feed(package: Package, session: Session, feed: Tensors, *, batch: int = 32) -> Tensors:
+    """The outputs for all rows of one file's feed, up to `batch` in a call; with states one after the other.
+
+    Raises InputError or BackendError as `infer_files` does.
+    """
+    if package.manifest.states:
+        return _run_sequence(session, feed, package.manifest, sample_count(feed, session.inputs))
+    return run_in_batches(session.run, feed, inputs=session.inputs, outputs=session.outputs, size=batch)
 
 
 def feed_from_file(package: Package, path: Path, inputs: Sequence[TensorSpec]) -> Tensors:
@@ -106,12 +112,26 @@ def scores(outputs: Tensors, labels: Sequence[str], *, row: int, top: int) -> li
     Rows that are not a probability distribution already go through a softmax.
     """
     first: Array = next(iter(outputs.values()))
-    values = first.reshape(len(first), -1)[row].astype(np.float64)
-    if values.min() < 0 or abs(values.sum() - 1) > 1e-2:
-        values = np.exp(values - values.max())
-        values /= values.sum()
-    best = np.argsort(-values, kind="stable")[:top]
-    return [Score(labels[i] if i < len(labels) else str(i), float(values[i])) for i in best]
+    classes, values = best_classes(first.reshape(len(first), -1)[row : row + 1], top)
+    return [Score(label_of(i, labels), float(value)) for i, value in zip(classes[0], values[0])]
+
+
+def best_classes(rows: Array, top: int) -> tuple[Array, Array]:
+    """The indices and probabilities of the best `top` classes of each row, best first: each of shape (rows, top).
+
+    `rows` of shape (rows, classes) that are not a probability distribution already go through a softmax.
+    """
+    values = rows.astype(np.float64)
+    raw = (values.min(axis=1) < 0) | (np.abs(values.sum(axis=1) - 1) > 1e-2)
+    powers = np.exp(values[raw] - values[raw].max(axis=1, keepdims=True))
+    values[raw] = powers / powers.sum(axis=1, keepdims=True)
+    best = np.argsort(-values, axis=1, kind="stable")[:, :top]
+    return best, np.take_along_axis(values, best, axis=1)
+
+
+def label_of(index: int, labels: Sequence[str]) -> str:
+    """The name of a class, or its number where it has none."""
+    return labels[index] if index < len(labels) else str(index)
 
 
 def gather(results: Sequence[Result], session: Session) -> Tensors:

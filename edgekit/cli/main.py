@@ -21,6 +21,7 @@ COMMANDS = {
     "tune": "the setting with the least energy or latency, and the commands for it",
     "serve": "serve packages over HTTP (Open Inference Protocol v2)",
     "run": "run images, WAV or npz files through a package",
+    "batch": "run a folder of files through a package into one table, resumable",
     "inspect": "what is inside a package: variants, layers, FLOPs, bytes",
     "pack": "a package as one file, the same bytes for the same content",
     "unpack": "make a package of such a file again, every digest checked",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -113,6 +114,44 @@ def progress_bytes(description: str, total: int | None) -> Iterator[ByteProgress
         *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         yield ByteProgress(bar, bar.add_task(description, total=total))
+
+
+class RateProgress:
+    """Moves a bar on and shows how fast it goes; where there is no terminal, a line every `LINE_S` seconds."""
+
+    LINE_S = 30.0
+
+    def __init__(self, bar: Progress, task: TaskID, unit: str) -> None:
+        self._bar, self._task, self._unit = bar, task, unit
+        self._done = self._before = self._total = 0
+        self._began = self._said = time.monotonic()
+
+    def begin(self, done: int, total: int) -> None:
+        """`done` of `total` were done before; the rate counts from here."""
+        self._done, self._before, self._total = done, done, total
+        self._began = self._said = time.monotonic()
+        self._bar.reset(self._task, total=total, completed=done, rate="")
+
+    def __call__(self, steps: int) -> None:
+        """So many more are done."""
+        self._done += steps
+        now = time.monotonic()
+        rate = f"{(self._done - self._before) / max(now - self._began, 1e-9):.0f} {self._unit}/s"
+        self._bar.update(self._task, advance=steps, rate=rate)
+        if self._bar.disable and now - self._said >= self.LINE_S:
+            self._said = now
+            note(f"{self._done} of {self._total} {self._unit}, {rate}")
+
+
+@contextmanager
+def progress_rate(description: str, unit: str) -> Iterator[RateProgress]:
+    """A progress bar of `unit` ("files") with their rate on stderr: on a terminal a bar, else a line now and then."""
+    console = _console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        yield RateProgress(bar, bar.add_task(description, total=None, rate=""), unit)
 
 
 def _cell(value: object) -> str:
