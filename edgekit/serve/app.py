@@ -205,7 +205,7 @@ class App:
                 return
             if self.energy is not None:
                 share = rows / outcome.rows if outcome.rows else 1.0
-                cost = self.energy.of(outcome.run_ns / 1e9, share=share)
+                cost = self.energy.charge(model.name, model.version, outcome.run_ns / 1e9, share=share)
                 response.energy = None if cost is None else (cost.energy_j, cost.source)
             now = time.perf_counter_ns()
             model.stats.succeeded(

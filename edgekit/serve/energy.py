@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,23 @@ class RequestEnergy:
     source: str
 
 
+BOUNDS_J = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+"""Upper bounds of the buckets of `Spent`."""
+
+
+class Spent:
+    """How many requests took how much: `counts` by `BOUNDS_J` and one for what is beyond, `energy_j` of all."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BOUNDS_J) + 1)
+        self.energy_j = 0.0
+
+    def add(self, energy_j: float) -> None:
+        """Count one request."""
+        self.counts[bisect_left(BOUNDS_J, energy_j)] += 1
+        self.energy_j += energy_j
+
+
 class EnergyMeter:
     """Reads the machine's widest energy sensor twenty times a second, and shares out what runs took.
 
@@ -44,6 +62,7 @@ class EnergyMeter:
         self._sampler: Sampler[Sample] | None = None
         self._idle: deque[tuple[float, float]] = deque()
         self._thread = threading.Thread(target=self._begin, name="edgekit-energy", daemon=True)
+        self.spent: dict[tuple[str, str, str], Spent] = {}
         self.reason = ""
 
     def start(self) -> None:
@@ -97,6 +116,13 @@ class EnergyMeter:
             if isinstance(energy, Energy):
                 return RequestEnergy(max(0.0, energy.energy_j - idle_w * run_s) * share, sensor.source)
         return RequestEnergy(max(0.0, power_w - idle_w) * run_s * share, ESTIMATE)
+
+    def charge(self, model: str, version: str, run_s: float, *, share: float) -> RequestEnergy | None:
+        """`of` a run that has just ended, counted in `spent` by model, version and source."""
+        cost = self.of(run_s, share=share)
+        if cost is not None:
+            self.spent.setdefault((model, version, cost.source), Spent()).add(cost.energy_j)
+        return cost
 
     def _idle_w(self, power_w: float, now_s: float) -> float:
         """The lowest of the last minutes: a queue of candidates that only rise."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from edgekit.serve.stats import BOUNDS_S, Histogram
 
 if TYPE_CHECKING:
     from edgekit.serve.app import App
+    from edgekit.serve.energy import Spent
     from edgekit.serve.model import Model
 
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -55,10 +56,13 @@ def _lines(app: App) -> Iterator[str]:
     for name, text, histogram in _HISTOGRAMS:
         yield from _head(name, text, "histogram")
         for model, labels in models:
-            yield from _histogram(name, labels, histogram(model))
+            found = histogram(model)
+            yield from _histogram(name, labels, BOUNDS_S, found.counts, found.ns / 1e9)
     yield from _head("edgekit_batch_rows", "Rows of a run.", "histogram")
     for model, labels in models:
         yield from _batches(labels, model)
+    if app.energy is not None:
+        yield from _energy(app.energy.spent)
     yield from _head("edgekit_ready", "Whether the server takes requests.", "gauge")
     yield f"edgekit_ready {int(app.ready)}"
     if app.cooling is not None:
@@ -77,12 +81,12 @@ def _head(name: str, text: str, kind: str) -> tuple[str, str]:
     return f"# HELP {name} {text}", f"# TYPE {name} {kind}"
 
 
-def _histogram(name: str, labels: str, histogram: Histogram) -> Iterator[str]:
+def _histogram(name: str, labels: str, bounds: Sequence[float], counts: Sequence[int], added: float) -> Iterator[str]:
     total = 0
-    for bound, count in zip((*(f"{b:g}" for b in BOUNDS_S), "+Inf"), histogram.counts):
+    for bound, count in zip((*(f"{b:g}" for b in bounds), "+Inf"), counts):
         total += count
         yield f'{name}_bucket{{{labels},le="{bound}"}} {total}'
-    yield f"{name}_sum{{{labels}}} {histogram.ns / 1e9:.9g}"
+    yield f"{name}_sum{{{labels}}} {added:.9g}"
     yield f"{name}_count{{{labels}}} {total}"
 
 
@@ -95,6 +99,16 @@ def _batches(labels: str, model: Model) -> Iterator[str]:
     yield f'edgekit_batch_rows_bucket{{{labels},le="+Inf"}} {runs}'
     yield f"edgekit_batch_rows_sum{{{labels}}} {sum(r * b.runs for r, b in model.stats.batches.items())}"
     yield f"edgekit_batch_rows_count{{{labels}}} {runs}"
+
+
+def _energy(spent: Mapping[tuple[str, str, str], Spent]) -> Iterator[str]:
+    from edgekit.serve.energy import BOUNDS_J
+
+    name = "edgekit_request_energy_joules"
+    yield from _head(name, "Energy above idle of a request, by its share of its run.", "histogram")
+    for (model, version, source), one in tuple(spent.items()):
+        labels = f'model="{_escaped(model)}",version="{_escaped(version)}",source="{source}"'
+        yield from _histogram(name, labels, BOUNDS_J, one.counts, one.energy_j)
 
 
 def resident_bytes() -> int | None:

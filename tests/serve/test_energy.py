@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -110,7 +111,12 @@ def test_each_answer_tells_its_share_of_a_joined_run(board: Path, meter: EnergyM
             thread.start()
         for thread in threads:
             thread.join()
+        with Client(server.url) as client:
+            metrics = client.ask("GET", "/metrics").body.decode()
     joules = {rows: float(a.headers["x-energy-joules"]) for rows, a in answers.items()}
     assert {a.headers["x-energy-source"] for a in answers.values()} <= {ESTIMATE, "rail"}
     assert joules[3] == pytest.approx(3 * joules[1], rel=0.15)
     assert joules[1] + joules[3] == pytest.approx(4.0 * 0.2, rel=0.25)
+    told = re.findall(r'edgekit_request_energy_joules_(\w+)\{model="net",version="1",source="\w+"\} (\S+)', metrics)
+    assert sum(float(value) for name, value in told if name == "count") == 2
+    assert sum(float(value) for name, value in told if name == "sum") == pytest.approx(sum(joules.values()), rel=1e-4)
