@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from edgekit.errors import EdgekitError as EdgekitError
+    from edgekit.export.frames import with_preprocess as with_preprocess
     from edgekit.export.weights import load_weights as load_weights
     from edgekit.package import Package as Package
     from edgekit.preprocess import AudioPreprocess as AudioPreprocess
@@ -27,6 +28,7 @@ _HOME = {
     "load_weights": "edgekit.export.weights",
     "measure_energy": "edgekit.telemetry.measure",
     "open_session": "edgekit.runtime.select",
+    "with_preprocess": "edgekit.export.frames",
 }
 
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604 - the names are strings

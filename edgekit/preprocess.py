@@ -73,7 +73,11 @@ class ImagePreprocess(
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
                 return self.from_image(image)
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError) as error:
+        except UnidentifiedImageError:  # whose text holds an address
+            raise InputError(
+                f"'{name}' cannot be decoded as an image (of no known format). Give a PNG or JPEG file."
+            ) from None
+        except (OSError, Image.DecompressionBombError, SyntaxError) as error:
             raise InputError(f"'{name}' cannot be decoded as an image ({error}). Give a PNG or JPEG file.") from error
 
     def from_image(self, image: object) -> Array:
@@ -99,6 +103,15 @@ class ImagePreprocess(
             out = out.transpose(2, 0, 1)
         return np.ascontiguousarray(out[None])
 
+    def content_size(self, width: int, height: int) -> tuple[int, int]:
+        """What an image of `width` x `height` pixels is resized to, (width, height), before it is padded or cut."""
+        if self.resize == "stretch":
+            return self.width, self.height
+        # Exactly, so that a size of x.5 is rounded to even whatever the sizes: plugins_trt does the same.
+        ratios = (Fraction(self.width, width), Fraction(self.height, height))
+        ratio = min(ratios) if self.resize == "letterbox" else max(ratios)
+        return max(1, round(width * ratio)), max(1, round(height * ratio))
+
     def _fit(self, picture: object) -> object:
         from PIL import Image
 
@@ -112,13 +125,10 @@ class ImagePreprocess(
         target = (self.width, self.height)
         if picture.size == target:
             return picture
-        if self.resize == "stretch":
-            return picture.resize(target, how)
-        # Exactly, so that a size of x.5 is rounded to even whatever the sizes: plugins_trt does the same.
-        ratios = (Fraction(self.width, picture.width), Fraction(self.height, picture.height))
-        ratio = min(ratios) if self.resize == "letterbox" else max(ratios)
-        size = (max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio)))
+        size = self.content_size(picture.width, picture.height)
         scaled = picture.resize(size, how)
+        if size == target:
+            return scaled
         left, top = (self.width - size[0]) // 2, (self.height - size[1]) // 2
         if self.resize == "crop":
             return scaled.crop((-left, -top, -left + self.width, -top + self.height))

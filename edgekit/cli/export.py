@@ -18,6 +18,7 @@ examples:
   edgekit export models/digits_cnn.py -o digits.edge
   edgekit export torchvision.models:resnet18 -o resnet18.edge --input image:float32:batch,3,224,224 --samples photos.npz
   edgekit export squeezenet.onnx -o squeezenet.edge --labels imagenet.txt --dynamic-batch
+  edgekit export models/digits_cnn.py -o digits.edge --with-preprocess 480x640:RGB
   edgekit export denoiser.onnx decoder.onnx -o pipeline.edge --link decoder.x=denoiser.latent
 """
 
@@ -26,6 +27,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -38,6 +40,7 @@ from edgekit.errors import ModelError, UsageError
 from edgekit.tensors import TensorSpec
 
 if TYPE_CHECKING:
+    from edgekit.export.frames import Frame
     from edgekit.package import Package
 
 
@@ -85,6 +88,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preprocess", type=Path, metavar="FILE.json", help="how files become inputs, as in a manifest's preprocess"
     )
     parser.add_argument(
+        "--with-preprocess",
+        metavar="HxW[:COLOR]",
+        help="take a camera's frames as they are, uint8, and preprocess them in the graph: 480x640, 1080x1920:BGR",
+    )
+    parser.add_argument(
         "--tolerance",
         type=float,
         metavar="REL",
@@ -118,7 +126,10 @@ def run(args: argparse.Namespace) -> int:
     from edgekit.export.declared import Declared
     from edgekit.export.stages import export_stages, parse_link
 
-    declared = Declared(name=args.name, task=args.task, labels=args.labels, preprocess=args.preprocess)
+    frame = None if args.with_preprocess is None else parse_frame(args.with_preprocess)
+    if frame is not None and several:
+        raise UsageError("--with-preprocess is for one source. Export the first stage with it, then join the stages.")
+    declared = Declared(name=args.name, task=args.task, labels=args.labels, preprocess=args.preprocess, frame=frame)
     how = {name: getattr(args, name) for name in ("force", "samples", "opset", "tolerance", "static", "dynamic_batch")}
 
     gc.set_threshold(200_000, 20, 100)  # importing and tracing make a million lasting objects: 1 s less of collecting
@@ -161,6 +172,19 @@ def parse_input(text: str) -> TensorSpec:
         return TensorSpec(parts[0], parts[1], tuple(int(d) if d.isdigit() else d for d in dims))
     except ModelError as error:
         raise UsageError(f"--input '{text}' is not usable: {error}") from error
+
+
+def parse_frame(text: str) -> Frame:
+    """A `--with-preprocess`: HEIGHTxWIDTH in pixels, and a colour. Raises UsageError."""
+    from edgekit.export.frames import Frame
+
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})(?::(RGB|BGR|L))?", text)
+    if found is None:
+        raise UsageError(
+            f"--with-preprocess '{text}' is not usable; expected a frame's height and width, 480x640, and RGB, BGR or "
+            "L where it is not the model's: 480x640:BGR."
+        )
+    return Frame(int(found[1]), int(found[2]), found[3])  # type: ignore[arg-type]
 
 
 def _show(package: Package) -> None:

@@ -95,6 +95,10 @@ def _candidates(
     found: Source, declared: Declared, options: Options, note: Callable[[str], None]
 ) -> Iterator[Candidate]:
     """Ways to carry the source to ONNX, best first."""
+    if found.kind != "torch" and declared.frame is not None:
+        raise UsageError(
+            f"--with-preprocess needs a recipe that builds a torch.nn.Module, and {found.file.name} is none."
+        )
     if found.kind == "onnx":
         yield from candidates_from_onnx(found.file, found, options, note, declared.over)
         return

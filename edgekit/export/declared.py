@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from edgekit.errors import UsageError
+from edgekit.export.frames import Frame, with_preprocess
 from edgekit.preprocess import Preprocess
 from edgekit.recipe import ModelSpec, check_name
 from edgekit.tensors import TensorSpec, shape_text
@@ -19,19 +20,22 @@ class Declared:
     """Declarations that replace the recipe's; None leaves its word.
 
     `labels` is a text file of one class a line; `preprocess` a JSON file of input name -> preprocessing, as in a
-    package's manifest.
+    package's manifest. `frame` is the size and colour of a camera's frames, which the model then takes as they are: see
+    `edgekit.export.frames`.
     """
 
     name: str | None = None
     task: str | None = None
     labels: Path | None = None
     preprocess: Path | None = None
+    frame: Frame | None = None
 
     def over(self, spec: ModelSpec) -> ModelSpec:
         """`spec` with these declarations; labels without a task make it a classification.
 
         Raises:
             UsageError: a file cannot be read, or does not fit the model.
+            RecipeError: preprocessing cannot go into the graph.
         """
         changes: dict[str, object] = {}
         if self.name is not None:
@@ -43,7 +47,9 @@ class Declared:
             changes["task"] = self.task
         if self.preprocess is not None:
             changes["preprocess"] = read_preprocess(self.preprocess)
-        return dataclasses.replace(spec, **changes) if changes else spec  # type: ignore[arg-type]
+        if changes:
+            spec = dataclasses.replace(spec, **changes)  # type: ignore[arg-type]
+        return with_preprocess(spec, **self.frame._asdict()) if self.frame is not None else spec
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
