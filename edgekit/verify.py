@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from edgekit.errors import EdgekitError, PackageError, UsageError
+from edgekit.errors import EdgekitError, PackageError
 from edgekit.manifest import Variant
 from edgekit.package import Package, Samples
 from edgekit.recipe import ModelSpec
 from edgekit.runtime.placed import open_placed
 from edgekit.runtime.select import not_runnable, open_session
 from edgekit.runtime.session import Session
+from edgekit.runtime.whole import BEST, whole_variants
 from edgekit.tensors import Array, Tensors, run_in_batches
 
 
@@ -107,8 +108,9 @@ def verify(
     stored reference.
 
     `variants` names those to run in place of all that can. With `recipe`, its `evaluate` runs through each variant too.
-    Of a package of stages every stage is checked, its variants called "STAGE/VARIANT", and then the whole ("all
-    stages", with the best variant of each). Needs neither torch nor onnx.
+    Of a package of stages every stage is checked, its variants called "STAGE/VARIANT", and then the whole in every
+    form that all stages have ("all stages/VARIANT"), and with the best variant of each ("all stages/best") where they
+    differ; `recipe` is then one of the whole. Needs neither torch nor onnx.
 
     Raises:
         UsageError: no such device or variant.
@@ -117,7 +119,7 @@ def verify(
         RecipeError: `evaluate` raised or gave no metric.
     """
     if package.stage_names:
-        return _verify_stages(package, recipe, variants, threads, device)
+        return _verify_stages(package, recipe, variants, metric_samples, threads, device)
     samples = package.samples()
     against = not_runnable(package, device=device)
     wanted = [package.variant(v) for v in variants] if variants else list(package.manifest.variants)
@@ -133,34 +135,32 @@ def verify(
             if variant.id == package.reference.id:
                 baseline = metrics
             checks.append(check(package, variant, session, samples, metrics, baseline))
-    note = ""
-    if recipe is None:
-        note = f"the recipe's metric was not measured; pass --recipe {package.manifest.provenance.source}"
-    elif recipe.evaluate is None:
-        note = f"recipe '{recipe.name}' has no evaluate, so there is no metric"
     return VerifyReport(
         package=package.path.name,
         samples=samples.count,
         samples_source=samples.source,
         metric=next(iter(baseline), None),
-        metric_note=note,
+        metric_note=_metric_note(package, recipe),
         checks=tuple(checks),
         skipped=skipped,
     )
+
+
+def _metric_note(package: Package, recipe: ModelSpec | None) -> str:
+    """Why there is no metric; empty where there is one."""
+    if recipe is None:
+        return f"the recipe's metric was not measured; pass --recipe {package.manifest.provenance.source}"
+    return "" if recipe.evaluate is not None else f"recipe '{recipe.name}' has no evaluate, so there is no metric"
 
 
 def _verify_stages(
     package: Package,
     recipe: ModelSpec | None,
     variants: Sequence[str] | None,
+    metric_samples: int,
     threads: int | None,
     device: str | None,
 ) -> VerifyReport:
-    if recipe is not None:
-        raise UsageError(
-            f"'{package.path.name}' is made of stages, which have no recipe in common. Verify a stage with its own: "
-            f"{package.path.name}/{package.stage_names[0]}.edge"
-        )
     samples = package.samples()
     checks: list[Check] = []
     skipped: dict[str, str] = {}
@@ -168,17 +168,22 @@ def _verify_stages(
         found = verify(own, variants=variants, threads=threads, device=device)
         checks += [msgspec.structs.replace(c, variant=f"{stage.name}/{c.variant}") for c in found.checks]
         skipped.update({f"{stage.name}/{v}": why for v, why in found.skipped.items()})
-    opened = open_placed(package, threads=threads, devices=(device,) if device else ())
-    with opened.session as session:
-        loosest = min((c.variant for _, c in opened.choices), key=lambda v: limits_for(v.precision, {}).cosine)
-        whole = msgspec.structs.replace(loosest, id="all stages")
-        checks.append(check(package, whole, session, samples, {}, {}))
+    baseline: dict[str, float] = {}
+    forms = whole_variants(package, variants, device)
+    for form in sorted(forms, key=lambda v: v.precision != "fp32"):  # the first gives the baseline
+        named = None if form.id == BEST else form.id
+        with open_placed(package, variant=named, threads=threads, devices=(device,) if device else ()).session as whole:
+            metrics = recipe.measure(whole.run, metric_samples) if recipe is not None else {}
+            baseline = baseline or metrics
+            precision = min(form.precision.split(" + "), key=lambda p: limits_for(p, {}).cosine)
+            judged = msgspec.structs.replace(form, id=f"all stages/{form.id}", precision=precision)
+            checks.append(check(package, judged, whole, samples, metrics, baseline, recipe))
     return VerifyReport(
         package=package.path.name,
         samples=samples.count,
         samples_source=samples.source,
-        metric=None,
-        metric_note="",
+        metric=next(iter(baseline), None),
+        metric_note="" if recipe is None else _metric_note(package, recipe),
         checks=tuple(checks),
         skipped=skipped,
     )
@@ -191,14 +196,19 @@ def check(
     samples: Samples,
     metrics: Mapping[str, float],
     baseline: Mapping[str, float],
+    recipe: ModelSpec | None = None,
 ) -> Check:
-    """Judge one open variant: differences on `samples`, and `metrics` against the reference's `baseline`."""
+    """Judge one open variant: differences on `samples`, and `metrics` against the reference's `baseline`.
+
+    How much a metric may fall, and which way is down, the package tells, or `recipe` if it is given.
+    """
     manifest = package.manifest
-    limits = limits_for(variant.precision, manifest.tolerance)
+    rules = manifest if recipe is None else recipe
+    limits = limits_for(variant.precision, rules.tolerance)
     name = next(iter(baseline), None)
     drop = None
     if name is not None and name in metrics:
-        loss = baseline[name] - metrics[name] if manifest.higher_is_better else metrics[name] - baseline[name]
+        loss = baseline[name] - metrics[name] if rules.higher_is_better else metrics[name] - baseline[name]
         drop = 100 * loss
     try:
         got = run_in_batches(session.run, samples.inputs, inputs=session.inputs, outputs=session.outputs)

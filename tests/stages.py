@@ -42,3 +42,16 @@ def pair(folder: Path, *, samples: Path | None = None, links: tuple[str, ...] = 
     sources = [layer(folder / "encoder.onnx", "x", given, 8, 16), layer(folder / "decoder.onnx", taken, "y", 16, 4)]
     found = [parse_link(text) for text in links]
     return export_stages(sources, output=folder / "pair.edge", links=found, samples=samples)
+
+
+def with_int8(package: Package, stage: int, *, scale: float = 1.0) -> Package:
+    """The pair with a second variant of one stage, called int8: the same graph, its weights times `scale`."""
+    own = package.stages()[stage][1]
+    model = onnx.load(own.file("fp32.onnx"))
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(scale * numpy_helper.to_array(tensor), tensor.name))
+    with own.edit() as writer:
+        onnx.save(model, writer.path("int8.onnx"))
+        writer.put(writer.variant_of("int8.onnx", id="int8", precision="int8", format="onnx", target="any"))
+        writer.commit()
+    return Package.open(package.path)

@@ -13,8 +13,11 @@ import pytest
 
 from edgekit.errors import IntegrityError, PackageError, RecipeError, UsageError
 from edgekit.package import Package
+from edgekit.recipe import ModelSpec, Runner
+from edgekit.tensors import TensorSpec
 from edgekit.verify import LIMITS, difference, limits_for, verify
 from tests.conftest import RECIPE
+from tests.stages import pair, two_layers, with_int8
 from tests.tiny import WEIGHT, tiny_manifest, tiny_model, tiny_package
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -188,3 +191,28 @@ def test_int8_of_the_demo_model_loses_at_most_a_third_of_a_point(digits: Package
 def test_a_copied_package_verifies_elsewhere(digits: Package, tmp_path: Path) -> None:
     moved = shutil.copytree(digits.path, tmp_path / "moved" / "renamed.edge")
     assert verify(Package.open(moved)).passed
+
+
+def test_a_package_of_stages_is_judged_as_a_whole_by_a_recipe(tmp_path: Path) -> None:
+    x = np.random.default_rng(3).standard_normal((20, 8)).astype(np.float32)
+
+    def evaluate(run: Runner, n: int) -> dict[str, float]:
+        return {"error": float(np.abs(run({"x": x[:n]})["y"] - two_layers(x[:n])).mean())}
+
+    spec = TensorSpec("x", "float32", ("batch", 8))
+    recipe = ModelSpec(
+        name="whole", build=object, inputs=(spec,), evaluate=evaluate, higher_is_better=False, tolerance={"int8": 1.0}
+    )
+    package = pair(tmp_path)
+    report = verify(package, recipe=recipe, metric_samples=10)
+    assert [c.variant for c in report.checks] == ["encoder/fp32", "decoder/fp32", "all stages/fp32"]
+    assert report.passed
+    assert report.metric == "error"
+    assert report.checks[-1].metrics["error"] < 1e-5
+
+    worse = with_int8(package, 1, scale=1.1)
+    whole = verify(worse, recipe=recipe).checks[-1]
+    assert whole.variant == "all stages/best"
+    assert whole.drop == pytest.approx(10 * np.abs(two_layers(x)).mean(), rel=1e-2), "hundredths"
+    assert not whole.passed
+    assert "at most 1 are allowed" in whole.reason

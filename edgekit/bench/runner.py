@@ -13,7 +13,6 @@ from edgekit.bench.inputs import Inputs, bench_inputs
 from edgekit.bench.joules import joules_of
 from edgekit.bench.measure import Contender, WarmUp, interleaved, warm_up
 from edgekit.bench.report import BatchPoint, BenchReport, Correctness, Joules, Machine, Trial, VariantBench
-from edgekit.bench.stages import BEST, whole_variants
 from edgekit.bench.stats import FEWEST, latency_of, speedup_of
 from edgekit.errors import BackendError, UsageError
 from edgekit.gpu import this_gpu
@@ -24,6 +23,7 @@ from edgekit.runtime.ort import physical_cores
 from edgekit.runtime.placed import open_placed
 from edgekit.runtime.select import not_runnable, open_session, runnable
 from edgekit.runtime.session import Session
+from edgekit.runtime.whole import BEST, whole_variants
 from edgekit.telemetry import Found, find_sensors
 from edgekit.telemetry.machine import cpu, system
 from edgekit.telemetry.power_mode import read_power_modes

@@ -139,6 +139,7 @@ class _Flow:
         self.inputs: dict[str, TensorSpec] = {}
         self.given: dict[str, tuple[str, TensorSpec]] = {}
         self.taken: dict[str, set[str]] = {}
+        self.carried: set[str] = set()
         self.values: Tensors = {}
         self.specs: dict[str, tuple[TensorSpec, tuple[TensorSpec, ...]]] = {}
         self.source = "synthetic"
@@ -183,6 +184,7 @@ class _Flow:
             self.given[tensor] = (name, TensorSpec(tensor, spec.dtype, spec.shape))
             self.values[tensor] = found[spec.name]
             self.specs[tensor] = (spec, manifest.input_specs)
+        self.carried |= {given[own] for own in manifest.states.values()}
         return Stage(name=name, package=f"{name}.edge", reference=package.reference.sha256, inputs=taken, outputs=given)
 
     def fits(self, stage: str, spec: TensorSpec, tensor: str) -> bool:
@@ -219,8 +221,9 @@ class _Flow:
             )
 
     def outputs(self) -> list[TensorSpec]:
-        """What no later stage takes: the outputs of the whole."""
-        return [spec for tensor, (_, spec) in self.given.items() if not self.taken.get(tensor)]
+        """What no later stage takes, or the caller carries as a state: the outputs of the whole."""
+        free = [tensor for tensor in self.given if not self.taken.get(tensor) or tensor in self.carried]
+        return [self.given[tensor][1] for tensor in free]
 
     def count(self) -> int:
         """Samples that every tensor has values for."""

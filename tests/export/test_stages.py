@@ -159,6 +159,23 @@ def test_recipes_can_be_stages(tmp_path: Path) -> None:
     assert verify(package).passed
 
 
+def test_a_state_that_a_later_stage_takes_stays_an_output(tmp_path: Path) -> None:
+    layer(tmp_path / "step.onnx", "x", "h", 8, 8)
+    recipe = tmp_path / "step.py"
+    recipe.write_text(
+        "from pathlib import Path\n"
+        "import numpy as np\n"
+        "from edgekit import ModelSpec, TensorSpec\n"
+        "SPEC = ModelSpec(name='step', build=lambda: Path(__file__).with_suffix('.onnx'), states={'x': 'h'},\n"
+        "                 inputs=(TensorSpec('x', 'float32', ('batch', 8)),),\n"
+        "                 samples=lambda n, seed: {'x': np.ones((n, 8), np.float32)})\n"
+    )
+    package = export_stages([recipe, layer(tmp_path / "head.onnx", "h", "y", 8, 2)], output=tmp_path / "p.edge")
+    assert package.manifest.states == {"x": "h"}
+    assert [t.name for t in package.manifest.outputs] == ["h", "y"]
+    assert verify(package).passed
+
+
 def export_digits(folder: Path, recipe: Path) -> Path:
     from edgekit.export.build import export
 

@@ -1,4 +1,4 @@
-"""What is measured of a package of stages: the whole, in every form that all stages have, and the best of each."""
+"""The forms in which a package of stages runs as a whole: those that all stages have, and the best of each."""
 
 from __future__ import annotations
 
