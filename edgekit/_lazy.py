@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from typing import Any
 
 from edgekit.errors import MissingDependencyError
@@ -30,6 +31,10 @@ EXTRA_OF = {
 }
 """Import name -> the extra of edgekit that installs it."""
 
+QUIET = {"onnxruntime": "ORT_DISABLE_TELEMETRY"}
+"""Import name -> the variable that keeps a library from telling its maker what it is used for: ONNX Runtime reports
+names and digests of models from 1.29 on. It is read when the library is loaded; what the user set wins."""
+
 
 def require(module: str, *, why: str) -> Any:
     """Import `module` and return it.
@@ -39,10 +44,12 @@ def require(module: str, *, why: str) -> Any:
     Raises:
         MissingDependencyError: the module is not installed.
     """
+    root = module.partition(".")[0]
+    if root in QUIET:
+        os.environ.setdefault(QUIET[root], "1")
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        root = module.partition(".")[0]
         if error.name is not None and error.name.partition(".")[0] != root:
             raise
         extra = EXTRA_OF.get(root)

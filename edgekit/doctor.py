@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from edgekit import __version__
-from edgekit._lazy import available
+from edgekit._lazy import available, require
 from edgekit.telemetry import Found, find_sensors
 from edgekit.telemetry import machine as hardware
 from edgekit.telemetry.jetson import identify
@@ -282,8 +282,7 @@ def _providers() -> Iterator[Finding]:
         return
     area, name = "runtime", "ONNX Runtime"
     try:
-        import onnxruntime
-
+        onnxruntime = require("onnxruntime", why="run ONNX models")
         providers = [p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers()]
     except Exception as error:  # a broken installation fails in ways of its own
         fact = f"cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}"

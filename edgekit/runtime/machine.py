@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edgekit._lazy import available
+from edgekit._lazy import available, require
 from edgekit.gpu import this_gpu
 from edgekit.runtime.devices import CPU, Place
 from edgekit.runtime.ort_providers import CUDA_PROVIDER
@@ -57,4 +57,4 @@ def look(index: int = 0, *, engines: bool = False) -> Machine:
 def _onnx_cuda() -> bool:
     if not available("onnxruntime"):
         return False
-    return CUDA_PROVIDER in importlib.import_module("onnxruntime").get_available_providers()
+    return CUDA_PROVIDER in require("onnxruntime", why="run ONNX models").get_available_providers()
