@@ -82,6 +82,7 @@ DEPENDENCIES = (
     Dependency(
         module="cryptography", distributions=("cryptography",), extra="sign", use="signs packages, checks signatures"
     ),
+    Dependency(module="fsspec", distributions=("fsspec",), extra="remote", use="reads packages under URLs"),
     Dependency(module="pyarrow", distributions=("pyarrow",), extra="batch", use="writes batch's tables as Parquet"),
     Dependency(module="pynvml", distributions=("nvidia-ml-py",), extra="telemetry", use="energy of NVIDIA GPUs"),
     Dependency(module="zstandard", distributions=("zstandard",), extra="telemetry", use="captures as .tar.zst"),

@@ -246,7 +246,7 @@ def _library(args: argparse.Namespace, options: dict[str, Any], *, say: Callable
     from edgekit.serve.remote import LOOK_S, RemoteLibrary  # only where there is something to fetch
 
     look_s = LOOK_S if args.watch is None else args.watch
-    return RemoteLibrary(args.packages, look_s=look_s, fetched=lambda url: say(f"fetched {url}"), **options)
+    return RemoteLibrary(args.packages, look_s=look_s, tell=say, **options)
 
 
 def _announce(args: argparse.Namespace, text: str) -> None:

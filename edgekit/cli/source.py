@@ -25,4 +25,4 @@ def local(place: str) -> Path:
 
     if not shown(place).rstrip("/").endswith(_ENDINGS):
         raise UsageError(f"'{shown(place)}' names no package; expected {shown(place).rstrip('/')}/NAME.edge")
-    return fetch(place, fetched=lambda url: note(f"fetched {url}"))
+    return fetch(place, tell=note)

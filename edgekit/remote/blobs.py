@@ -36,7 +36,7 @@ class Blobs:
             StorageError: no space, no permission.
         """
         blob = self._blob(file)
-        if self.is_good(blob, file):
+        if self.has(file):
             return
         partial = blob.with_name(f".{blob.name}-{os.getpid()}")
         with storage(blob):
@@ -60,6 +60,10 @@ class Blobs:
             finally:
                 partial.unlink(missing_ok=True)
         self._remember(blob, file)
+
+    def has(self, file: File) -> bool:
+        """Whether the bytes of `file` are here."""
+        return self.is_good(self._blob(file), file)
 
     def place(self, file: File, target: Path) -> None:
         """Put the bytes of `file` at `target`, as a link where the file system has them. Raises OSError."""

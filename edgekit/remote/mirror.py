@@ -30,8 +30,11 @@ LOGGER = logging.getLogger(__name__)
 PACKAGE, ARCHIVES, OPTIONS = ".edge", (".edge.tar", ".edge.tar.gz"), ".toml"
 MANIFEST_BYTES, OPTION_BYTES = 64 << 20, 1 << 20
 
-Fetched = Callable[[str], None]
-"""Hears of each package that was fetched, by its URL."""
+LARGE_BYTES = 50_000_000
+"""What takes a while is announced."""
+
+Tell = Callable[[str], None]
+"""Hears, in a line, of each package that was fetched, and before that of each that is large."""
 
 
 def cache_folder() -> Path:
@@ -49,11 +52,11 @@ class Mirror:
     `path` is where commands find it. Several processes may keep the same copy in step.
     """
 
-    def __init__(self, url: str, *, cache: Path | None = None, fetched: Fetched = lambda _url: None) -> None:
+    def __init__(self, url: str, *, cache: Path | None = None, tell: Tell = lambda _line: None) -> None:
         """Raises UsageError: no such protocol; MissingDependencyError: its driver is not installed."""
         self._bucket = Bucket(url)
         self.url = self._bucket.url
-        self._fetched = fetched
+        self._tell = tell
         cache = cache or cache_folder()
         name = urlsplit(url).path.rstrip("/").rpartition("/")[2]
         self._single = name if name.endswith((PACKAGE, *ARCHIVES)) else ""
@@ -136,12 +139,15 @@ class Mirror:
             unpack(Path(remote or self._single), local, stream=stream, force=True)
         with storage(note):
             write_atomic(note, stamp.encode())
-        self._fetched(f"{self.url}/{remote}".rstrip("/"))
+        self._tell(f"fetched {self._named(remote)}")
 
     def _bring_package(self, remote: str, local: Path) -> None:
         heads, files = self._heads(f"{remote}/" if remote else "", name=local.name)
         if self._is_there(local, heads, files):
             return
+        missing = sum(file.bytes for file in files.values() if not self._blobs.has(file))
+        if missing >= LARGE_BYTES:
+            self._tell(f"fetching {missing / 1e6:.0f} MB of {self._named(remote)}")
         for name, file in files.items():
             self._blobs.fetch(file, partial(self._bucket.open, f"{remote}/{name}" if remote else name))
         stage = local.with_name(f".{local.name}.staging-{os.getpid()}-fetch")
@@ -161,7 +167,10 @@ class Mirror:
                 sync(local.parent)
             finally:
                 shutil.rmtree(stage, ignore_errors=True)
-        self._fetched(f"{self.url}/{remote}".rstrip("/"))
+        self._tell(f"fetched {self._named(remote)}")
+
+    def _named(self, remote: str) -> str:
+        return f"{self.url}/{remote}".rstrip("/")
 
     def _heads(self, prefix: str, *, name: str) -> tuple[dict[str, bytes], dict[str, File]]:
         """The manifests and the signature as they are in the storage, and every file that they vouch for."""
@@ -225,8 +234,8 @@ def _package_name(name: str) -> str:
     return name
 
 
-def fetch(url: str, *, cache: Path | None = None, fetched: Fetched = lambda _url: None) -> Path:
+def fetch(url: str, *, cache: Path | None = None, tell: Tell = lambda _line: None) -> Path:
     """The package, or folder of packages, that `url` names, as a local path. Raises EdgekitError."""
-    mirror = Mirror(url, cache=cache, fetched=fetched)
+    mirror = Mirror(url, cache=cache, tell=tell)
     mirror.start()
     return mirror.path

@@ -32,17 +32,17 @@ class RemoteLibrary(Library):
         paths: Iterable[str | Path],
         *,
         look_s: float = LOOK_S,
-        fetched: Callable[[str], None] = lambda _url: None,
+        tell: Callable[[str], None] = lambda _line: None,
         **options: Any,
     ) -> None:
-        """`fetched` hears of each package that was brought here, by its URL; `options` are those of `Library`.
+        """`tell` hears, in a line, of each package that is brought here; `options` are those of `Library`.
 
         Raises:
             UsageError: a URL has no protocol that is known.
             MissingDependencyError: the driver of one is not installed.
         """
         given = [p if is_url(str(p)) else Path(p) for p in paths]
-        mirrors = {p: Mirror(str(p), fetched=fetched) for p in given if not isinstance(p, Path)}
+        mirrors = {p: Mirror(str(p), tell=tell) for p in given if not isinstance(p, Path)}
         super().__init__([p if isinstance(p, Path) else mirrors[p].path for p in given], **options)
         self._mirrors = list(mirrors.values())
         self._look_s, self._looked_s = look_s, 0.0

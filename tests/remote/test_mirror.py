@@ -23,7 +23,7 @@ from edgekit.errors import (
 from edgekit.manifest import File, encode
 from edgekit.package import Package
 from edgekit.remote.blobs import Blobs
-from edgekit.remote.mirror import Mirror, cache_folder, fetch
+from edgekit.remote.mirror import LARGE_BYTES, Mirror, cache_folder, fetch
 from tests.remote.storages import Web, web
 from tests.stages import pair
 from tests.tiny import WEIGHT, tiny_package
@@ -66,16 +66,16 @@ def copied(path: Path) -> dict[str, bytes]:
 
 def test_a_folder_of_packages_is_copied_once(url: str, bucket: Path, tmp_path: Path) -> None:
     told: list[str] = []
-    mirror = Mirror(url, cache=tmp_path / "cache", fetched=told.append)
+    mirror = Mirror(url, cache=tmp_path / "cache", tell=told.append)
     assert mirror.sync() == {}
-    assert sorted(told) == [f"{url}/team/heavy.edge", f"{url}/tiny.edge"]
+    assert sorted(told) == [f"fetched {url}/team/heavy.edge", f"fetched {url}/tiny.edge"]
     assert copied(mirror.path) == {n: d for n, d in copied(bucket).items() if n != "notes.txt"}
     for name in ("tiny.edge", "team/heavy.edge"):
         package = Package.open(mirror.path / name)
         for file in package.manifest.all_files():
             package.file(file)
     before = {p: p.stat().st_ino for p in mirror.path.rglob("*")}
-    assert Mirror(url, cache=tmp_path / "cache", fetched=told.append).sync() == {}
+    assert Mirror(url, cache=tmp_path / "cache", tell=told.append).sync() == {}
     assert len(told) == 2
     assert {p: p.stat().st_ino for p in mirror.path.rglob("*")} == before
 
@@ -99,10 +99,12 @@ def test_archives_are_unpacked(url: str, suffix: str, bucket: Path, tmp_path: Pa
     assert (one.name, copied(one)) == ("tiny.edge", copied(bucket / "tiny.edge"))
     told: list[str] = []
     for _ in range(2):
-        mirror = Mirror(f"{url}/packed", cache=tmp_path / "cache", fetched=told.append)
+        mirror = Mirror(f"{url}/packed", cache=tmp_path / "cache", tell=told.append)
         assert mirror.sync() == {}
         assert copied(mirror.path / "tiny.edge") == copied(bucket / "tiny.edge")
-    assert told == [f"{url}/packed/{archive.name}"] * (2 if url.startswith("http:") else 1), "HTTP may tell no change"
+    assert told == [f"fetched {url}/packed/{archive.name}"] * (2 if url.startswith("http:") else 1), (
+        "HTTP may tell no change"
+    )
 
 
 def test_a_package_of_stages_comes_whole(bucket: Path, tmp_path: Path) -> None:
@@ -112,6 +114,17 @@ def test_a_package_of_stages_comes_whole(bucket: Path, tmp_path: Path) -> None:
     package = Package.open(path)
     assert [s.name for s, _ in package.stages()] == list(stages.stage_names)
     assert set(copied(path)) == set(contents(package))
+
+
+def test_a_large_package_is_announced_with_what_is_missing_of_it(bucket: Path, tmp_path: Path) -> None:
+    package = Package.open(bucket / "tiny.edge")
+    with package.edit() as writer:
+        writer.write("calibration.json", bytes(LARGE_BYTES))
+        writer.commit()
+    told: list[str] = []
+    Mirror(f"file://{bucket}/tiny.edge", cache=tmp_path / "cache", tell=told.append).start()
+    url = f"file://{bucket}/tiny.edge"
+    assert told == [f"fetching 50 MB of {url}", f"fetched {url}"]
 
 
 def test_what_packages_share_is_kept_once(bucket: Path, tmp_path: Path) -> None:

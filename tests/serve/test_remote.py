@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.errors import RemoteError
+from edgekit.errors import RemoteError, SignatureError
+from edgekit.package import Package
 from edgekit.serve.app import App
 from edgekit.serve.remote import RemoteLibrary
 from edgekit.serve.repository import Repository
+from edgekit.signature import TrustedKeys, new_key, sign
 from tests.remote.storages import Web, web
 from tests.serve.running import Client, served
 from tests.serve.test_library import Serving, versioned
@@ -117,6 +119,19 @@ def test_a_server_starts_without_its_storage_if_it_was_there_before(bucket: Path
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(RemoteError, match="cannot be read"):
         RemoteServing(site.url)
+
+
+def test_signatures_come_along(bucket: Path, site: Web, tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="needs cryptography")
+    new_key(tmp_path / "team.key")
+    sign(Package.open(bucket / "net.edge"), tmp_path / "team.key")
+    library = RemoteLibrary([site.url], trust=TrustedKeys([tmp_path / "team.key.pub"]))
+    (model,) = library.load_all()
+    assert model.name == "net"
+    model.close()
+    (bucket / "net.edge/signature.json").unlink()
+    with pytest.raises(SignatureError, match=r"net\.edge"):
+        RemoteLibrary([site.url], trust=TrustedKeys([tmp_path / "team.key.pub"])).load_all()
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
