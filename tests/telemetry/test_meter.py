@@ -190,16 +190,16 @@ def test_readings_are_integrated_as_they_come_with_windows_marked_as_they_pass()
 
 
 @pytest.mark.parametrize("counter", [False, True])
-def test_a_day_of_readings_takes_no_more_memory_than_a_minute(counter: bool) -> None:
+def test_a_long_run_takes_no_more_memory_than_a_minute(counter: bool) -> None:
     rng = np.random.default_rng(5)
     meter, joules, before_s, held = Integrator(period_s=0.1), 0.0, 0.0, []
     meter.mark(1.0)
     tracemalloc.start()
-    for number, watts in enumerate(rng.uniform(10, 50, 50_000)):
+    for number, watts in enumerate(rng.uniform(10, 50, 20_000)):
         joules += watts * 0.1
         before_s = number * 0.1
         meter.add(Sample(before_s, energy_j=joules) if counter else Sample(before_s, power_w=float(watts)))
-        if number in (600, 49_990):
+        if number in (600, 19_990):
             held.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     meter.mark(before_s - 0.5)
