@@ -1,7 +1,8 @@
 """Which ONNX operators TensorRT's parser takes, by release, and what it demands of them.
 
 Sources: the operator lists and change log of NVIDIA's onnx-tensorrt for 8.5, 9.2, 10.0 to 10.15, and, for TensorRT-RTX
-1.7, its own parser asked operator by operator (a test asks it again). Two operators appeared between two lists that
+1.7, its own parser asked operator by operator, and its builder where the parser promises too much (tests ask both
+again). Two operators appeared between two lists that
 were read: for releases in between the answer is "unsure".
 """
 
@@ -38,7 +39,14 @@ _BETWEEN = {"Gelu": ("10.0", "10.15"), "Mish": ("10.0", "10.15")}
 """Operator -> the first release that may have it, and the first that is known to."""
 
 _ONLY_RTX = ("Swish", "CausalConvWithState", "LinearAttention")
-_NOT_RTX = ("DeformConv",)
+_NOT_RTX = {
+    "DeformConv": "only TensorRT has it",
+    "NonMaxSuppression": "its parser takes it and its builder has no kernel for it. End the model in "
+    "plugins_trt.torch.decode_nms, whose function it builds",
+    "RoiAlign": "the plugin that does it in TensorRT is not there. Use plugins_trt.torch.roi_align, whose function it "
+    "builds",
+}
+"""Operators of TensorRT that TensorRT-RTX does not build, and why, as a sentence without a full stop."""
 
 FUNCTIONS = "10.0"
 """The first release that expands functions of the model in place of operators it does not know."""
@@ -70,6 +78,14 @@ def operator_support(operator: str, release: str, *, rtx: bool = False) -> Answe
         first, sure = _BETWEEN[operator]
         return "yes" if at_least(release, sure) else "unsure" if at_least(release, first) else "no"
     return "no"
+
+
+def missing_reason(operator: str, *, rtx: bool = False) -> str:
+    """Why a release lacks a standard operator, as a sentence without a full stop."""
+    first = first_release(operator)
+    if rtx:
+        return _NOT_RTX.get(operator, "no release of it does")
+    return f"TensorRT has it from {first} on" if first else "no release of TensorRT has it"
 
 
 def first_release(operator: str) -> str:

@@ -22,6 +22,7 @@ from edgekit.engine.operators import (
     Answer,
     at_least,
     first_release,
+    missing_reason,
     operator_support,
     restriction,
 )
@@ -303,8 +304,7 @@ def _how(seen: _Model, node: Any, name: str, release: str, *, rtx: bool, plugin:
         return "missing", "it is not a standard operator and the model brings no body for it"
     answer: Answer = operator_support(node.op_type, release, rtx=rtx)
     if answer == "no":
-        first = first_release(node.op_type)
-        return "missing", f"TensorRT has it from {first} on" if first and not rtx else "no release of TensorRT has it"
+        return "missing", missing_reason(node.op_type, rtx=rtx)
     why = restriction(node, seen.constants)
     if why:
         return "restricted", why

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
-from edgekit.engine.operators import at_least, first_release, operator_support, restriction
+from edgekit.engine.operators import at_least, first_release, missing_reason, operator_support, restriction
+from edgekit.engine.options import BuildOptions
 from edgekit.engine.trt_module import TrtModule
 from edgekit.trt_api import no_collection
 from tests.engine.fakes import RELEASES
@@ -22,7 +24,60 @@ def test_the_table_is_what_the_real_parser_of_tensorrt_rtx_says(rtx: TrtModule) 
         network = rtx.trt.Builder(logger).create_network(rtx.network_flags())
         parser = rtx.trt.OnnxParser(network, logger)
         taken = {n for n in names if parser.supports_operator(n)}
-    assert {n for n in names if operator_support(n, "1.7", rtx=True) == "yes"} == taken
+    promised = set(PARSED_BUT_NOT_BUILT)
+    assert {n for n in names if operator_support(n, "1.7", rtx=True) == "yes"} == taken - promised
+    assert promised <= taken
+
+
+def suppression() -> onnx.ModelProto:
+    """Three classes of fifty boxes."""
+    values = {"most": np.array([10]), "iou": np.array([0.5], np.float32), "score": np.array([0.1], np.float32)}
+    node = helper.make_node("NonMaxSuppression", ["boxes", "scores", *values], ["y"])
+    shapes = {"boxes": (1, 50, 4), "scores": (1, 3, 50)}
+    return _model(node, shapes, {"y": (onnx.TensorProto.INT64, (None, 3))}, values)
+
+
+def region_alignment() -> onnx.ModelProto:
+    """Five regions of one map."""
+    node = helper.make_node("RoiAlign", ["x", "rois", "at"], ["y"], output_height=3, output_width=3, sampling_ratio=2)
+    shapes = {"x": (1, 4, 16, 16), "rois": (5, 4)}
+    return _model(node, shapes, {"y": (onnx.TensorProto.FLOAT, (5, 4, 3, 3))}, {"at": np.zeros(5, np.int64)})
+
+
+def _model(
+    node: onnx.NodeProto, inputs: Mapping[str, Any], outputs: Mapping[str, Any], constants: Mapping[str, Any]
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+PARSED_BUT_NOT_BUILT = {"NonMaxSuppression": suppression, "RoiAlign": region_alignment}
+
+
+@pytest.mark.parametrize("operator", PARSED_BUT_NOT_BUILT)
+def test_the_builder_of_tensorrt_rtx_does_not_keep_what_its_parser_promises(
+    rtx: TrtModule, operator: str, tmp_path: Path
+) -> None:
+    onnx.save(PARSED_BUT_NOT_BUILT[operator](), tmp_path / "one.onnx")
+    said: list[str] = []
+    with no_collection():
+        logger = rtx.logger(lambda _severity, text: said.append(text), verbose=False)
+        builder, network, faults = rtx.parsed(str(tmp_path / "one.onnx"), logger)
+        if not faults:
+            engine = rtx.serialized(builder, network, rtx.config(builder, BuildOptions(), sm=86))
+            assert engine is None, f"it builds now: take {operator} out of the table of what TensorRT-RTX lacks"
+            assert any("no runners that implement it" in text for text in said)
+    assert operator_support(operator, "1.7", rtx=True) == "no"
+    assert operator_support(operator, "10.3") == "yes"
+    assert f"plugins_trt.torch.{'decode_nms' if operator == 'NonMaxSuppression' else 'roi_align'}" in missing_reason(
+        operator, rtx=True
+    )
 
 
 @pytest.mark.parametrize(

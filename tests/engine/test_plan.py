@@ -17,6 +17,7 @@ from edgekit.package import Package
 from edgekit.targets import jetpacks, target_of
 from tests.data import ROOT
 from tests.engine.conftest import add_variant
+from tests.engine.test_operators import suppression
 from tests.quantize.nets import conv_net, images, model_of, random
 from tests.quantize.packages import package_of
 
@@ -67,6 +68,15 @@ def test_an_operator_that_a_release_lacks_names_its_module_and_the_first_that_ha
     assert (row.how, row.count, row.nodes) == ("missing", 1, ("head.odd",))
     (rtx,) = planned(package, "rtx-4090")
     assert rtx.verdict == "breaks"
+    assert "TensorRT-RTX has no DeformConv (first in head.odd): only TensorRT has it." in rtx.problems
+
+
+def test_suppression_that_tensorrt_rtx_parses_and_cannot_build_breaks_there_alone(tmp_path: Path) -> None:
+    package = package_of(tmp_path / "odd.edge", suppression())
+    (rtx,) = planned(package, "rtx-4090")
+    assert rtx.verdict == "breaks"
+    assert "End the model in plugins_trt.torch.decode_nms" in rtx.problems[0]
+    assert {o.jetpack: o.verdict for o in planned(package, "orin-nx")}["6.2"] == "works"
 
 
 def test_unsure_is_neither_yes_nor_no(tmp_path: Path) -> None:
