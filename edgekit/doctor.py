@@ -96,16 +96,18 @@ DEPENDENCIES = (
     ),
 )
 
+RUNTIMES = "tensorrt|tensorrt_rtx_bindings|onnxruntime"
+
 NEEDS = {
     "export": ("torch", "onnx", "onnxscript", "onnxruntime"),
     "quantize": ("onnx", "onnxruntime"),
     "compile": ("tensorrt|tensorrt_rtx_bindings",),
-    "verify": ("onnxruntime",),
-    "run": ("onnxruntime",),
-    "batch": ("onnxruntime",),
-    "bench": ("onnxruntime",),
-    "tune": ("onnxruntime",),
-    "serve": ("onnxruntime", "httptools", "uvloop"),
+    "verify": (RUNTIMES,),
+    "run": (RUNTIMES,),
+    "batch": (RUNTIMES,),
+    "bench": (RUNTIMES,),
+    "tune": (RUNTIMES,),
+    "serve": (RUNTIMES, "httptools", "uvloop"),
     "inspect": (),
     "pack": (),
     "unpack": (),

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from edgekit._lazy import available, require
 from edgekit.errors import BackendError, MissingDependencyError, ModelError, UsageError
 from edgekit.gpu import gpu_count
 from edgekit.manifest import Variant
@@ -61,6 +62,8 @@ def _against(variant: Variant, machine: Machine) -> str:
         return engine_obstacle(variant, machine)
     if variant.format != "onnx":
         return f"it is of format {variant.format}, which this edgekit does not run"
+    if not available("onnxruntime"):
+        return "ONNX Runtime is not installed"
     if variant.precision == "int8-trt":
         return "it is TensorRT's form of INT8, several times slower than FP32 on a CPU: compile it"
     if variant.precision == "bf16" and not machine.onnx_cuda:
@@ -112,6 +115,7 @@ def choose(
 
     Raises:
         UsageError: no such variant or device, or none that can run there.
+        MissingDependencyError: there is no GPU, and ONNX Runtime is not installed.
     """
     return candidates(package, variant, device=device, machine=machine)[0]
 
@@ -142,6 +146,8 @@ def candidates(
     if device is None or not here.gpu:
         out += _on_cpu(package, able, notes)
     if not out:
+        if not here.gpu:
+            require("onnxruntime", why="run ONNX models")
         where = f"on {here.place}" if here.gpu else "on this machine"
         why = f" ({'; '.join(notes)})" if notes else ""
         fix = "Compile an engine there: edgekit compile X.edge --target this" if here.gpu else "Export an ONNX variant."

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,10 @@ from edgekit.package import Package
 from edgekit.runtime.devices import Place
 from edgekit.runtime.fake import FakeSession
 from edgekit.runtime.machine import Machine, look
-from edgekit.runtime.select import candidates, choose, open_best, open_session, runnable
+from edgekit.runtime.select import candidates, choose, not_runnable, open_best, open_session, runnable
 from edgekit.runtime.session import Session
 from edgekit.tensors import TensorSpec
+from edgekit.verify import verify
 from tests.tiny import tiny_model
 
 
@@ -178,3 +180,19 @@ def test_an_engine_that_was_asked_for_fails_and_is_not_replaced(tiny: Package) -
         pytest.skip("needs a machine without a GPU")
     with pytest.raises((BackendError, MissingDependencyError)):
         open_session(engine(tiny, "fp16-engine"), variant="fp16-engine", machine=ORIN)
+
+
+def test_a_board_without_onnx_runtime_runs_its_engines_alone(tiny: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`edgekit[jetson]` installs none."""
+    package = engine(tiny, "fp16-engine")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    bare = replace(ORIN, onnx_cuda=False)
+    assert [c.variant.id for c in candidates(package, machine=bare)] == ["fp16-engine"]
+    assert [v.id for v in runnable(package, machine=bare)] == ["fp16-engine"]
+    reasons = not_runnable(package, machine=bare)
+    assert reasons == dict.fromkeys(("fp32", "int8"), "ONNX Runtime is not installed")
+    with pytest.raises(MissingDependencyError, match=r"onnxruntime is needed to run ONNX models .*edgekit\[cpu\]"):
+        choose(package, machine=Machine())
+    report = verify(package)
+    assert not report.passed
+    assert set(report.skipped) == {"fp32", "int8", "fp16-engine"}
