@@ -19,7 +19,8 @@ LEVEL_0 = {"errors", "tensors", "_files", "_lazy"}
 LEVEL_1 = {"package", "manifest", "recipe", "preprocess", "inputs", "graphs", "rewrite", "targets", "gpu", "trt_api"}
 LEVEL_1 |= {"contents", "signature"}
 STAGES = {"export", "quantize", "engine", "runtime", "telemetry", "deliver"}
-LEVEL_3 = {"batch", "verify", "inference", "inspect", "layers", "noise", "bench", "serve", "doctor", "tune", "remote"}
+LEVEL_3 = {"verify", "inference", "inspect", "layers", "noise", "bench", "serve", "doctor", "tune", "remote"}
+LEVEL_3 |= {"batch", "cluster"}
 LEVELS = {**dict.fromkeys(LEVEL_0, 0), **dict.fromkeys(LEVEL_1, 1), **dict.fromkeys(STAGES, 2)}
 LEVELS |= {**dict.fromkeys(LEVEL_3, 3), "cli": 4, "__main__": 5, "__init__": 5}
 

@@ -55,11 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", type=float, default=PART_S, metavar="S", help="seconds of work that a kill may cost (default 5)"
     )
+    more = parser.add_argument_group("past one machine", "inputs on storage that every node sees; extra: ray")
+    more.add_argument("--ray", metavar="ADDRESS", help="a Ray cluster: auto, HOST:PORT, or local for one started here")
+    more.add_argument("--workers", type=int, metavar="N", help="with --ray: workers (default: one a GPU, else a node)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the folder, write the table, say how it went."""
-    for name in ("top", "batch", "threads", "readers"):
+    for name in ("top", "batch", "threads", "readers", "workers"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} must be at least 1.")
@@ -84,6 +87,12 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _engine(args: argparse.Namespace, package: Package, layout: Layout) -> Iterator[Engine]:
+    if args.ray is not None:
+        with _cluster(args, package) as engine:
+            yield engine
+        return
+    if args.workers is not None:
+        raise UsageError("--workers is for a Ray cluster: give --ray too. One process uses all cores as it is.")
     devices = parse_devices(args.device) if args.device is not None else ()
     opened = open_placed(package, variant=args.variant, threads=args.threads, devices=devices)
     with opened.session as session:
@@ -91,6 +100,30 @@ def _engine(args: argparse.Namespace, package: Package, layout: Layout) -> Itera
         note(f"{package.name}: {opened.summary}, batches of {batch}")
         pipeline = Pipeline(package, session, layout, batch=batch, readers=args.readers)
         yield LocalEngine(pipeline, session.variant, keep_s=args.checkpoint)
+
+
+@contextmanager
+def _cluster(args: argparse.Namespace, package: Package) -> Iterator[Engine]:
+    from edgekit.batch.cluster import ClusterEngine, Options
+    from edgekit.cluster import connected
+
+    if args.device is not None:
+        raise UsageError("--device is for one machine; on a Ray cluster each worker gets a GPU where there are any.")
+    options = Options(
+        output=str(args.output),
+        top=args.top,
+        tensors=args.tensors,
+        variant=args.variant,
+        batch=args.batch,
+        threads=args.threads,
+        readers=args.readers,
+    )
+    with connected(args.ray) as ray:
+        engine = ClusterEngine(ray, package, options, workers=args.workers)
+        share = engine.share
+        each = f"{share.gpus} GPU" if share.gpus else f"{share.cpus} CPUs"
+        note(f"{package.name}: Ray cluster of {engine.nodes} node(s), {share.workers} worker(s) with {each} each")
+        yield engine
 
 
 def _run(args: argparse.Namespace, package: Package, engine: Engine) -> Report:
