@@ -107,6 +107,8 @@ class OrtSession(LoadedSession):
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
             raise _load_error(model, error) from error
         check_started(providers, self._session.get_providers(), place)
+        # the C++ session itself where it can be had: what its wrapper looks at, `_check` has looked at already
+        self._execute: Any = getattr(self._session, "_sess", self._session).run
         self._inputs = tuple(_spec(i) for i in self._session.get_inputs())
         self._outputs = tuple(_spec(o) for o in self._session.get_outputs())
         self._check = FeedChecker(self._inputs)
@@ -148,7 +150,7 @@ class OrtSession(LoadedSession):
                 return self._bound.run(checked)
             if self._raw_bfloat16:
                 return self._run_bfloat16(checked)
-            values = self._session.run(self._output_names, checked)
+            values = self._execute(self._output_names, checked, None)
         except Exception as error:
             raise run_error(self._variant, self._place, _first_line(error)) from error
         return dict(zip(self._output_names, values))
@@ -178,7 +180,7 @@ class OrtSession(LoadedSession):
         if self._bound is not None:
             self._bound.close()
             self._bound = None
-        self._session = None
+        self._session = self._execute = None
 
 
 def _spec(value: Any) -> TensorSpec:

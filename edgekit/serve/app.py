@@ -257,7 +257,7 @@ class App:
         except (InputError, RequestError) as error:
             failed(error)
             return None
-        return None if job is None else partial(_cancel, model, job)
+        return None if job is None else partial(cancel, model, job)
 
     def _submit(self, model: Model, request: InferRequest, done: Callable[[Outcome], None], post: Post) -> Job | None:
         """Raises InputError or RequestError."""
@@ -353,7 +353,8 @@ class App:
         self.memory.close()
 
 
-def _cancel(model: Model, job: Job) -> bool:
+def cancel(model: Model, job: Job) -> bool:
+    """Give up `job` of `model`, whose client is gone, if it still waits: a Cancel."""
     gone = model.worker.cancel(job)
     model.stats.cancelled += gone
     return gone

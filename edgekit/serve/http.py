@@ -11,33 +11,15 @@ import logging
 import time
 from collections import deque
 from functools import partial
-from http import HTTPStatus
 from typing import cast
 
 from edgekit._lazy import require
-from edgekit.serve.heads import Heads
-from edgekit.serve.http_messages import Handler, HttpRequest, HttpResponse, error_response
+from edgekit.serve.heads import SINGLE, USED, Heads, head_fault
+from edgekit.serve.http_messages import Handler, HttpRequest, HttpResponse, KnownHead, error_response
 from edgekit.serve.limits import Limits
 from edgekit.serve.messages import RequestError
 
 LOGGER = logging.getLogger(__name__)
-
-_STATUS_LINES = {
-    status: f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()
-    for status in (200, 400, 401, 403, 404, 405, 408, 413, 414, 415, 417, 431, 500, 501, 503, 504)
-}
-_SINGLE = frozenset(
-    (
-        b"authorization",
-        b"content-encoding",
-        b"content-length",
-        b"expect",
-        b"host",
-        b"inference-header-content-length",
-        b"transfer-encoding",
-    )
-)
-_USED = _SINGLE | {b"accept-encoding", b"content-type", b"origin", b"traceparent", b"x-request-id"}
 
 GONE_S = 0.25
 """A client that closed its sending side is taken for gone if its request still waits for its turn after so long."""
@@ -123,10 +105,9 @@ class Connection(asyncio.Protocol):
         if self._refusal is not None or self._lingering:
             return
         between = self._state == _IDLE and self._answering is None and not self._ready
-        known = self._door.heads.read(data) if between else None
+        known = self._door.heads.find(data) if between else None
         if known is not None:
-            self._ready.append(known)
-            self._pump()
+            self._take(known, data)
             return
         self._begun = False
         rest: bytes | memoryview = data
@@ -138,6 +119,27 @@ class Connection(asyncio.Protocol):
             self._head_bytes += 0 if self._begun else len(data)
             if self._head_bytes > self._limits.head_bytes:
                 self._refuse(RequestError(431, f"The request's head is longer than {self._limits.head_bytes} bytes."))
+        self._pump()
+
+    def _take(self, known: KnownHead, data: bytes) -> None:
+        """Answer a request whose head is known: the short way if there is one."""
+        short = None if self._write_paused or self._door.draining else known.repeating
+        answer = None if short is None else short.now(data, known.end)
+        if answer is not None and self._transport is not None:
+            if isinstance(answer, bytes):
+                self._transport.write(answer)
+            else:
+                self._write(answer, close=False)
+            self._since = self._door.loop.time()
+            return
+        request = known.request(data)
+        if short is not None:
+            self._answering = request
+            if short.later(request, data, partial(self._respond, request)):
+                return
+            self._answering, known.repeating = None, None
+            known.misses += short.holds
+        self._ready.append(request)
         self._pump()
 
     def _feed(self, data: bytes | memoryview) -> bytes | memoryview:
@@ -205,36 +207,21 @@ class Connection(asyncio.Protocol):
         if self._state != _HEAD:
             return
         key = name.lower()
-        if key in _USED:
+        if key in USED:
             if key in self._headers:
-                if key in _SINGLE:
+                if key in SINGLE:
                     self._stop(400, f"Header {name.decode('latin-1')} is given twice.")
                 value = self._headers[key] + b"," + value
             self._headers[key] = value
 
     def on_headers_complete(self) -> None:
         """The head is whole: refuse what should not be read on."""
-        headers = self._headers
         version = self._parser.get_http_version()
-        if version not in ("1.1", "1.0"):
-            self._stop(400, f"HTTP version {version} is not spoken here; expected 1.1 or 1.0.")
-        if version == "1.1" and b"host" not in headers:
-            self._stop(400, "Header Host is missing, which HTTP/1.1 needs.")
-        coding = headers.get(b"transfer-encoding")
-        if coding is not None and (version == "1.0" or coding.strip().lower() != b"chunked"):
-            self._stop(400, "Transfer-Encoding must be chunked, and that in HTTP/1.1.")
-        length = headers.get(b"content-length", b"0")
-        if coding is not None and b"content-length" in headers:
-            self._stop(400, "Content-Length and Transfer-Encoding are given together.")
-        if not length.isdigit():
-            self._stop(400, "Content-Length is not a number of bytes.")
-        if int(length) > self._limits.body_bytes:  # the parser has refused what is beyond 64 bits
-            self._stop(413, f"The body has {int(length)} bytes, this server reads at most {self._limits.body_bytes}.")
-        expect = headers.get(b"expect")
-        if expect is not None:
-            if expect.lower() != b"100-continue":
-                self._stop(417, "Header Expect may only be 100-continue.")
-            self._continue = version == "1.1"
+        fault = head_fault(version, self._headers, self._limits)
+        if fault is not None:
+            self._refuse(fault)
+            raise _Stop
+        self._continue = b"expect" in self._headers and version == "1.1"
         self._state = _BODY
 
     def on_body(self, body: bytes) -> None:
@@ -305,7 +292,7 @@ class Connection(asyncio.Protocol):
             self._read_paused = not self._read_paused
             (transport.pause_reading if self._read_paused else transport.resume_reading)()
 
-    def _respond(self, request: HttpRequest, response: HttpResponse) -> None:
+    def _respond(self, request: HttpRequest, answer: HttpResponse | bytes) -> None:
         if self._answering is not request:  # answered already, or the client left
             return
         self._answering = None
@@ -313,22 +300,24 @@ class Connection(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return
         close = not request.keep_alive or self._door.draining
-        self._write(response, close=close, head=request.method == b"HEAD", old=request.old)
+        if isinstance(answer, bytes):
+            transport.write(answer)
+        else:
+            self._write(answer, close=close, head=request.method == b"HEAD", old=request.old)
         self._since = self._door.loop.time()
         if close:
             self._ready.clear()
             transport.close()
-        else:
+        elif not self._pumping:
             self._pump()
 
     def _write(self, response: HttpResponse, *, close: bool, head: bool = False, old: bool = False) -> None:
         assert self._transport is not None
         parts = response.parts
         size = sum(map(len, parts))
-        kind = b"Content-Type: %b\r\n" % response.content_type if parts else b""
-        connection = b"Connection: close\r\n" if close else b"Connection: keep-alive\r\n" if old else b""
-        status = _STATUS_LINES[response.status]
-        first = b"%b%b%b%bContent-Length: %d\r\n\r\n" % (status, kind, response.headers, connection, size)
+        first = response.head(
+            size, b"Connection: close\r\n" if close else b"Connection: keep-alive\r\n" if old else b""
+        )
         if head:
             self._transport.write(first)
         elif size < _JOIN_BYTES:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from http import HTTPStatus
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -16,6 +18,12 @@ from edgekit.serve.messages import RequestError
 LOGGER = logging.getLogger(__name__)
 
 JSON = b"application/json"
+BINARY = b"application/octet-stream"
+
+_STATUS_LINES = {
+    status: f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()
+    for status in (200, 400, 401, 403, 404, 405, 408, 413, 414, 415, 417, 431, 500, 501, 503, 504)
+}
 
 _ERROR_CHARACTERS = 600
 
@@ -24,7 +32,7 @@ _ERROR_CHARACTERS = 600
 class HttpRequest:
     """One request as the door read it; header names in lower case, only those that are used.
 
-    `cancel` gives it up while it waits, when its client is gone.
+    `known` is its head if that came before. `cancel` gives it up while it waits, when its client is gone.
     """
 
     method: bytes
@@ -34,6 +42,7 @@ class HttpRequest:
     keep_alive: bool = True
     old: bool = False
     arrived_ns: int = 0
+    known: KnownHead | None = None
     cancel: Cancel | None = None
 
 
@@ -46,9 +55,55 @@ class HttpResponse:
     content_type: bytes = JSON
     headers: bytes = b""
 
+    def head(self, size: int, connection: bytes = b"") -> bytes:
+        """Status line and headers of a body of `size` bytes; `connection` is a whole line, or nothing."""
+        kind = b"Content-Type: %b\r\n" % self.content_type if self.parts else b""
+        first = _STATUS_LINES[self.status]
+        return b"%b%b%b%bContent-Length: %d\r\n\r\n" % (first, kind, self.headers, connection, size)
+
 
 Respond: TypeAlias = Callable[[HttpResponse], None]
 Handler: TypeAlias = Callable[[HttpRequest, Respond], None]
+Send: TypeAlias = Callable[[HttpResponse | bytes], None]
+"""Takes an answer, or the bytes of a whole one, from its status line on."""
+
+
+class Repeating(Protocol):
+    """Answers a request whose head was seen before, if it is in all but its tensors one that was answered before."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing has changed that it rests on."""
+        ...
+
+    def now(self, data: bytes, end: int) -> bytes | HttpResponse | None:
+        """The answer to the request in `data`, whose body begins at `end`, if it can be had at once."""
+        ...
+
+    def later(self, request: HttpRequest, data: bytes, send: Send) -> bool:
+        """Run `request`, which is in `data`, in its turn; False if that is not this one's to do."""
+        ...
+
+
+@dataclass(slots=True)
+class KnownHead:
+    """The head of a request that came before: `end` is where its body of `length` bytes begins.
+
+    `repeating` answers such requests the short way; after `misses` it is not looked for again.
+    """
+
+    method: bytes
+    target: bytes
+    headers: dict[bytes, bytes]
+    end: int
+    length: int
+    repeating: Repeating | None = None
+    misses: int = 0
+
+    def request(self, data: bytes) -> HttpRequest:
+        """The request that `data` is, with this head."""
+        now_ns = time.perf_counter_ns()
+        return HttpRequest(self.method, self.target, self.headers, data[self.end :], True, False, now_ns, self)
 
 
 def error_response(error: Exception) -> HttpResponse:

@@ -17,7 +17,7 @@ MAX_PLAN_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class Plan:
     """What one JSON part means: `tensors` are (name, numpy type, shape, offset in the body)."""
 
     body_bytes: int
@@ -27,6 +27,7 @@ class _Plan:
     parameters: dict[str, Any]
 
     def read(self, body: bytes) -> InferRequest:
+        """The request in `body`."""
         feed = {}
         for name, dtype, shape, offset in self.tensors:
             value: np.ndarray[Any, Any] = np.ndarray(shape, dtype, body, offset)
@@ -39,15 +40,20 @@ class RequestReader:
 
     def __init__(self, inputs: Mapping[str, TensorSpec]) -> None:
         self._inputs = inputs
-        self._plans: dict[bytes, _Plan] = {}
+        self._plans: dict[bytes, Plan] = {}
+
+    def plan(self, json: bytes, body_bytes: int) -> Plan | None:
+        """What `json` in front of raw tensors means in a body of that size, if it came before."""
+        plan = self._plans.get(json)
+        return plan if plan is not None and plan.body_bytes == body_bytes else None
 
     def read(self, body: bytes, header_length: int | None) -> InferRequest:
         """The request in `body`; arguments and errors are those of `decode_request`."""
         if not header_length or header_length > MAX_PLAN_BYTES:
             return decode_request(body, header_length, self._inputs)
         head = body[:header_length]
-        plan = self._plans.get(head)
-        if plan is not None and plan.body_bytes == len(body):
+        plan = self.plan(head, len(body))
+        if plan is not None:
             return plan.read(body)
         request = decode_request(body, header_length, self._inputs)
         plan = _plan_of(request, len(body), header_length)
@@ -58,7 +64,7 @@ class RequestReader:
         return request
 
 
-def _plan_of(request: InferRequest, body_bytes: int, header_length: int) -> _Plan | None:
+def _plan_of(request: InferRequest, body_bytes: int, header_length: int) -> Plan | None:
     """The plan for requests with the same JSON, or None where something besides it decides.
 
     That is an id (which changes each time), tensors inside the JSON or in shared memory, and types whose bytes need a
@@ -72,4 +78,4 @@ def _plan_of(request: InferRequest, body_bytes: int, header_length: int) -> _Pla
     for name, value in request.feed.items():
         tensors.append((name, value.dtype, value.shape, offset))
         offset += value.nbytes
-    return _Plan(body_bytes, tuple(tensors), request.outputs, request.binary, request.parameters)
+    return Plan(body_bytes, tuple(tensors), request.outputs, request.binary, request.parameters)

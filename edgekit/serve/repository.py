@@ -50,11 +50,15 @@ def chosen_versions(sources: Sequence[_V], policy: str | int | tuple[str, ...]) 
 
 
 class Repository:
-    """The models by name and version. Changed and asked on the server's thread only."""
+    """The models by name and version. Changed and asked on the server's thread only.
+
+    `changes` counts how often another model came to be served, or none.
+    """
 
     def __init__(self, models: Iterable[Model] = ()) -> None:
         self._entries: dict[str, dict[str, _Entry]] = {}
         self._latest: dict[str, Model] = {}
+        self.changes = 0
         for model in models:
             if model.version in self._entries.get(model.name, {}):
                 raise UsageError(f"Two models are named '{model.name}'; a server tells models apart by name.")
@@ -135,6 +139,7 @@ class Repository:
             model.close()
 
     def _choose(self, name: str) -> None:
+        self.changes += 1
         versions = self.versions(name)
         model = self._entries[name][versions[-1]].model if versions else None
         if model is None:

@@ -16,35 +16,48 @@ from edgekit.serve.app import App
 from edgekit.serve.codec import encode_response, header_length_of
 from edgekit.serve.compress import MIN_BYTES, accepted, compress, decompress
 from edgekit.serve.cuda_memory import CudaMemory, handle_from_base64
-from edgekit.serve.http_messages import JSON, Handler, HttpRequest, HttpResponse, Respond, error_response, json_response
-from edgekit.serve.messages import InferResponse, RequestError
+from edgekit.serve.http_messages import (
+    BINARY,
+    JSON,
+    Handler,
+    HttpRequest,
+    HttpResponse,
+    Respond,
+    error_response,
+    json_response,
+)
+from edgekit.serve.messages import InferRequest, InferResponse, RequestError
 from edgekit.serve.model import Model
 from edgekit.serve.options import load_options
 from edgekit.serve.paths import parts_of, path_of
+from edgekit.serve.repeat import MISSES, watched
 from edgekit.serve.shared_memory import SharedMemory
+from edgekit.serve.shortcut import binary_header, shortcut_for
 from edgekit.serve.worker import Post
 from edgekit.tensors import Tensors
 
 _MEDIA = (b"image/", b"audio/")
-
-BINARY = b"application/octet-stream"
 
 OFFLOAD_BYTES = 32 << 10
 """Bodies above this are compressed and decompressed on another thread, so that other requests do not wait."""
 
 _CACHED_TARGETS = 1024
 
-
 T = TypeVar("T")
 
 
 class Routes:
-    """Answers HTTP requests from an App. `post` calls back on the server's thread."""
+    """Answers HTTP requests from an App. `post` calls back on the server's thread.
 
-    def __init__(self, app: App, *, post: Post, max_body_bytes: int) -> None:
+    With `shortcuts`, requests that repeat in all but their tensors do not come here again: nothing may stand before
+    these routes that has to see each of them.
+    """
+
+    def __init__(self, app: App, *, post: Post, max_body_bytes: int, shortcuts: bool = False) -> None:
         self._app = app
         self._post = post
         self._max_body_bytes = max_body_bytes
+        self._shortcuts = shortcuts
         self._handlers: dict[tuple[bytes, bytes], Handler] = {}
         self._pool: ThreadPoolExecutor | None = None
 
@@ -194,8 +207,10 @@ class Routes:
             return
         length = headers.get(b"inference-header-content-length")
         header_length = None if length is None else header_length_of(length)
+        inference: InferRequest | None = None
 
         def start(body: bytes) -> None:
+            nonlocal inference
             inference = model.reader.read(body, header_length)
             tag = headers.get(b"x-request-id")
             if tag is not None:
@@ -212,6 +227,8 @@ class Routes:
                     respond(error_response(result))
                 else:
                     self._send(result, headers.get(b"accept-encoding"), respond)
+                    if self._shortcuts and inference is not None:
+                        self._learn(model, request, inference, result)
             except Exception as error:
                 respond(error_response(error))
 
@@ -219,13 +236,18 @@ class Routes:
         if not encoding:
             start(request.body)
             return
-        decode = partial(
-            decompress, request.body, encoding.decode("latin-1").strip().lower(), max_bytes=self._max_body_bytes
-        )
+        name = encoding.decode("latin-1").strip().lower()
+        decode = partial(decompress, request.body, name, max_bytes=self._max_body_bytes)
         if len(request.body) < OFFLOAD_BYTES:
             start(decode())
         else:
             self._offload(decode, start, respond)
+
+    def _learn(self, model: Model, request: HttpRequest, asked: InferRequest, result: InferResponse) -> None:
+        known = request.known
+        if known is not None and known.misses < MISSES and not watched(self._app):
+            known.repeating = shortcut_for(self._app, model, self._post, request, asked, result)
+            known.misses += known.repeating is None
 
     def _infer_file(self, model: Model, kind: bytes, request: HttpRequest, respond: Respond) -> None:
         """A picture or a recording as the body: answered in labels, `?top=N` of them."""
@@ -249,7 +271,7 @@ class Routes:
 
     def _send(self, result: InferResponse, accept: bytes | None, respond: Respond) -> None:
         parts, header_length = encode_response(result)
-        headers = b"" if header_length is None else b"Inference-Header-Content-Length: %d\r\n" % header_length
+        headers = binary_header(header_length)
         if result.energy is not None:
             joules, source = result.energy
             headers += b"x-energy-joules: %.6g\r\nx-energy-source: %b\r\n" % (joules, source.encode())

@@ -183,7 +183,12 @@ class Server:
         loop = asyncio.get_running_loop()
         self._loop, self._stopping = loop, asyncio.Event()
         self.app.soon, self.app.later = loop.call_soon, loop.call_later
-        routes = Routes(self.app, post=loop.call_soon_threadsafe, max_body_bytes=self._limits.body_bytes)
+        routes = Routes(
+            self.app,
+            post=loop.call_soon_threadsafe,
+            max_body_bytes=self._limits.body_bytes,
+            shortcuts=self._tokens is None,  # which are asked for at every request
+        )
         sockets = self._sockets or self._bind()
         http = Door(self._handler(routes), limits=self._limits, loop=loop)
         self._doors = [http]

@@ -117,6 +117,26 @@ class Stats:
         entry.run_ns += run_ns
         entry.split_ns += split_ns
 
+    def ran_alone(self, rows: int, run_ns: int) -> None:
+        """Count a request that was little else than a run of its own: `ran` and `succeeded` together."""
+        self.samples += rows
+        self.runs += 1
+        self.computed += 1
+        self.last_ms = time.time_ns() // 1_000_000
+        self.success.count += 1
+        self.success.ns += run_ns
+        self.run.ns += run_ns
+        self.queue_times.counts[0] += 1
+        bucket = bisect_left(_BOUNDS_NS, run_ns)
+        for times in (self.request_times, self.run_times):
+            times.counts[bucket] += 1
+            times.ns += run_ns
+        entry = self.batches.get(rows)
+        if entry is None:
+            entry = self.batches[rows] = BatchStats()
+        entry.runs += 1
+        entry.run_ns += run_ns
+
     def from_cache(self, *, rows: int, total_ns: int, lookup_ns: int) -> None:
         """Count a request that was answered without a run."""
         self.samples += rows

@@ -22,6 +22,9 @@ PAYS = 0.9
 
 MAX_JOINED_BYTES = 32 << 20
 
+QUEUE_S = 4e-6
+"""What a place in the queue takes for each request, beside looking at it, joining it and taking its outputs apart."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cost:
@@ -79,9 +82,9 @@ def measure_joined(
 ) -> tuple[int, Cost]:
     """How many rows are worth joining (1: none are), and the cost with what larger runs take.
 
-    `inputs` are samples. Rows are doubled while a row gets cheaper, `budget_s` lasts and the model takes them (an
-    engine has a largest batch). A model whose rows come out differently in company (dynamic quantization, statistics
-    over the batch) by more than `limit` of their norm is not joined.
+    `inputs` are samples. Rows are doubled while a row gets cheaper, with all that joining takes, `budget_s` lasts and
+    the model takes them (an engine has a largest batch). A model whose rows come out differently in company (dynamic
+    quantization, statistics over the batch) by more than `limit` of their norm is not joined.
     """
     best, per_row_s, steps, spent_s, rows = 1, cost.quickest_s or cost.latency_s, [], 0.0, 2
     while joiner.joinable and rows <= MAX_ROWS and rows * cost.feed_bytes <= MAX_JOINED_BYTES:
@@ -94,16 +97,28 @@ def measure_joined(
                 return 1, cost
             feed = joiner.join(parts)
             times = _times_s(session, feed, runs=5, budget_s=budget_s / 4)
+            whole_s = min(times) + _handling_s(session, joiner, parts, feed)
         except (BackendError, InputError):
             break
         spent_s += time.perf_counter() - start
         steps.append((size_of(feed), statistics.median(times)))
-        if min(times) / rows < PAYS * per_row_s:  # the quickest: other work on the machine only ever adds
-            best, per_row_s = rows, min(times) / rows
+        if whole_s / rows < PAYS * per_row_s:  # the quickest: other work on the machine only ever adds
+            best, per_row_s = rows, whole_s / rows
         elif rows >= 4 * best:
             break
         rows *= 2
     return best, replace(cost, steps=tuple(steps))
+
+
+def _handling_s(session: Session, joiner: Joiner, parts: Sequence[Checked], feed: Feed, *, runs: int = 5) -> float:
+    """What looking at each of `parts`, joining them and taking the outputs apart adds to the run itself."""
+    outputs, times = session.run(feed), []
+    for _ in range(runs):
+        start = time.perf_counter()
+        joiner.join([joiner.check(part.feed) for part in parts])
+        joiner.split(outputs, parts)
+        times.append(time.perf_counter() - start)
+    return min(times) + len(parts) * QUEUE_S
 
 
 def check_joined(session: Session, joiner: Joiner, inputs: Feed, rows: int, *, limit: float = 1e-3) -> str:

@@ -144,14 +144,11 @@ class Worker:
         if self._closed:
             raise RequestError(503, "The model is being replaced or unloaded. Send this again.", retry_after_s=1)
         now_ns = time.perf_counter_ns()
-        if self._cost is not None and not self._policy.delay_s and self._cost.of(feed) <= INLINE_S:
-            if not self._joins or soon is None:
+        if self.is_quick(feed):
+            if soon is None or self.take():
                 done(self._alone(feed, now_ns))
                 return None
             self._turn += 1
-            if not self._crowded and not self._pending and self._turn % PROBE:
-                done(self._alone(feed, now_ns))
-                return None
             job = self._job(feed, done, post, now_ns, priority, timeout_s)
             self._pending.append(job)
             if len(self._pending) == 1:
@@ -160,6 +157,25 @@ class Worker:
         job = self._job(feed, done, post, now_ns, priority, timeout_s)
         self._enqueue(job)
         return job
+
+    def is_quick(self, feed: Feed) -> bool:
+        """Whether `feed` runs on the server's thread: at once if there is nothing to join, else as the turn ends."""
+        return self._cost is not None and not self._policy.delay_s and self._cost.of(feed) <= INLINE_S
+
+    @property
+    def pads(self) -> bool:
+        """Whether runs may be of more than was asked for."""
+        return self._joiner.pads
+
+    def take(self) -> bool:
+        """Whether a quick request is to be run at once, alone: no others are there to join it. It is counted then."""
+        if not self._joins:
+            return not self._closed
+        turn = self._turn + 1
+        if self._crowded or self._pending or self._closed or not turn % PROBE:
+            return False
+        self._turn = turn
+        return True
 
     def cancel(self, job: Job) -> bool:
         """Give up `job` if it has not begun; then its `done` is never called."""

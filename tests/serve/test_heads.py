@@ -20,10 +20,11 @@ def asked(**changes: object) -> HttpRequest:
 
 def test_a_known_head_gives_the_request_with_its_own_body() -> None:
     heads = Heads()
-    assert heads.read(HEAD + b"xyz") is None
+    assert heads.find(HEAD + b"xyz") is None
     heads.learn(HEAD + b"xyz", asked())
-    request = heads.read(HEAD + b"abc")
-    assert request is not None
+    known = heads.find(HEAD + b"abc")
+    assert known is not None
+    request = known.request(HEAD + b"abc")
     assert (request.method, request.target, request.body, request.keep_alive) == (b"POST", b"/a", b"abc", True)
 
 
@@ -31,7 +32,7 @@ def test_a_known_head_gives_the_request_with_its_own_body() -> None:
 def test_another_length_is_for_the_parser(body: bytes) -> None:
     heads = Heads()
     heads.learn(HEAD + b"xyz", asked())
-    assert heads.read(HEAD + body) is None
+    assert heads.find(HEAD + body) is None
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_another_length_is_for_the_parser(body: bytes) -> None:
 def test_what_is_not_remembered(data: bytes, request_: HttpRequest) -> None:
     heads = Heads()
     heads.learn(data, request_)
-    assert heads.read(data) is None
+    assert heads.find(data) is None
 
 
 def test_memory_is_bounded() -> None:

@@ -101,12 +101,12 @@ def test_a_worker_that_is_killed_under_load_is_back_at_once_and_the_others_go_on
         one.join()
     after = workers_of(server)
     assert len(after & before) == WORKERS - 1
-    assert back_s < 2.0  # measured: 0.2 to 0.5 s on two busy cores
+    assert back_s < 4.0  # measured: 0.2 to 0.5 s on two busy cores
     assert sum(one.wrong for one in load) == 0
     lost = [one.lost for one in load]
     assert max(lost) <= 1  # those of the killed worker, once; nobody else's
     assert sum(lost) < len(load)
-    assert max(one.longest_s for one in load if not one.lost) < 2.0
+    assert max(one.longest_s for one in load if not one.lost) < 4.0
     assert min(one.right for one in load) > 10
 
 
@@ -214,7 +214,7 @@ def test_the_end_answers_what_is_in_flight_in_every_worker(server: Running, tmp_
     body = infer_body(tensor("x", [1], [4]))
     for client in clients:  # half a request each
         client.send(f"POST {INFER} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body[:10])
-    time.sleep(0.2)
+    time.sleep(0.5)  # each is accepted by then
     server.process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     with pytest.raises(ConnectionError):

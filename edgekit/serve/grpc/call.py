@@ -24,10 +24,12 @@ from edgekit.serve.grpc.status import (
 )
 from edgekit.serve.h2.connection import Connection
 from edgekit.serve.h2.stream import Stream
-from edgekit.serve.messages import InferResponse
+from edgekit.serve.messages import InferRequest, InferResponse
 
 if TYPE_CHECKING:
     from edgekit.serve.grpc.door import GrpcDoor
+    from edgekit.serve.grpc.reader import Plan
+    from edgekit.serve.model import Model
 
 
 class Call(Stream):
@@ -128,9 +130,13 @@ class Call(Stream):
 
 
 class UnaryCall(Call):
-    """One message, one answer. `cancel` gives up the inference while it waits."""
+    """One message, one answer. `cancel` gives up the inference while it waits.
+
+    `learning` is what may be understood once and for all from this call: what its message means, and what it asks.
+    """
 
     cancel: Cancel | None = None
+    learning: tuple[Plan, Model, InferRequest] | None = None
 
     def give_up(self) -> None:
         """Nobody waits for the inference any more."""
@@ -153,7 +159,18 @@ class UnaryCall(Call):
                     raise InputError("The call carries more than one message.")
                 if not ended:
                     return
-            known = self.serve.reader.recall(whole) if self.route.method is INFER else None
+            known = None
+            if self.route.method is INFER:
+                reader = self.serve.reader
+                plan = reader.plan(whole)
+                if plan is not None and plan.repeating is not None and not self.route.encoding:
+                    answer = plan.repeating.now(whole)
+                    if answer is not None:
+                        self._finish(*answer)
+                        return
+                known = reader.recall(whole)
+                if known is not None and plan is not None and plan.learns:
+                    self.learning = (plan, *known)
             if known is None:
                 self._act(whole)
             elif (cancel := self.serve.infer(*known, self.answer, self.traceparent)) is not None and self.answering:
@@ -204,13 +221,17 @@ class UnaryCall(Call):
             if self.route.encoding:
                 self._reply(*encode_response(result))
                 return
-            parts, size = encode_framed(result)
-            if self.connection.output.backlog:
-                self.check_backlog()
-            self._stop()
-            self.connection.output.answer(self, HEAD, parts, size, TRAILERS)
+            self._finish(*encode_framed(result))
+            if self.learning is not None:
+                self.serve.learn(*self.learning, result)
         except Exception as error:
             self.fail(error)
+
+    def _finish(self, parts: Sequence[bytes | memoryview], size: int) -> None:
+        if self.connection.output.backlog:
+            self.check_backlog()
+        self._stop()
+        self.connection.output.answer(self, HEAD, parts, size, TRAILERS)
 
     def _reply(self, parts: list[bytes | memoryview], size: int) -> None:
         self.check_backlog()

@@ -15,7 +15,7 @@ from edgekit.serve.app import Answer, App, Cancel
 from edgekit.serve.compress import compress, decompress
 from edgekit.serve.grpc.call import Call, UnaryCall
 from edgekit.serve.grpc.codec import Message, varint
-from edgekit.serve.grpc.reader import InferReader
+from edgekit.serve.grpc.reader import InferReader, Plan, Repeating
 from edgekit.serve.grpc.route import STREAM, Check, Method, Route, route_of
 from edgekit.serve.grpc.schema import schema
 from edgekit.serve.grpc.service import Service
@@ -24,8 +24,9 @@ from edgekit.serve.h2.connection import Connection
 from edgekit.serve.h2.door import H2Door
 from edgekit.serve.h2.headers import Head
 from edgekit.serve.h2.limits import Limits
-from edgekit.serve.messages import InferRequest
+from edgekit.serve.messages import InferRequest, InferResponse
 from edgekit.serve.model import Model
+from edgekit.serve.repeat import Repeat, repeats, watched
 from edgekit.serve.worker import Post
 
 if TYPE_CHECKING:
@@ -109,6 +110,15 @@ class GrpcDoor(H2Door):
         if traceparent:
             request.traceparent = traceparent
         return self._app.infer(model, request, answer, self._post, time.perf_counter_ns())
+
+    def learn(self, plan: Plan, model: Model, asked: InferRequest, result: InferResponse) -> None:
+        """Find the short way for messages like the one that `plan` understood, which was answered with `result`."""
+        if watched(self._app):
+            return
+        if repeats(self._app, model, asked, result):
+            plan.repeating = Repeating(Repeat(self._app, model, self._post, plan.tensors, result), plan, result)
+        else:
+            plan.misses += 1
 
     def stream_answer(self, parts: Parts, size: int) -> tuple[Parts, int]:
         """An answer of `parts` as a message of a stream, marked as the only one to its request."""

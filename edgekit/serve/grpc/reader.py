@@ -8,9 +8,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from edgekit.serve.grpc.codec import PREFIX, Message, decode_request, parsed, split
-from edgekit.serve.messages import InferRequest, WantedOutput
+from edgekit.serve.grpc.codec import PREFIX, Message, decode_request, encode_framed, parsed, split
+from edgekit.serve.messages import InferRequest, InferResponse, WantedOutput
 from edgekit.serve.model import Model
+from edgekit.serve.repeat import MISSES, Repeat
+from edgekit.tensors import Tensors
 
 _MAX_PLANS = 64
 _MAX_PLAN_BYTES = 4096
@@ -18,12 +20,13 @@ _MAX_PLAN_BYTES = 4096
 Find: TypeAlias = Callable[[str, str], Model]
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
+@dataclass(slots=True)
+class Plan:
     """What a message's prefix and its bytes before the first raw tensor mean.
 
     `tensors`: name, numpy type, shape, and where in the framed message they are.
     `between` are the bytes that must stand between raw tensors, with their places.
+    `repeating` answers such messages the short way; after `misses` it is not looked for again.
     """
 
     size: int
@@ -33,8 +36,18 @@ class _Plan:
     between: tuple[tuple[int, bytes], ...]
     outputs: tuple[WantedOutput, ...]
     parameters: dict[str, Any]
+    repeating: Repeating | None = None
+    misses: int = 0
+
+    @property
+    def learns(self) -> bool:
+        """Whether the short way is to be looked for."""
+        if self.repeating is None:
+            return self.misses < MISSES
+        return not self.repeating.holds
 
     def read(self, framed: Message, id_bytes: int) -> InferRequest | None:
+        """What `framed`, whose id takes so many bytes, asks; None if it is not such a message after all."""
         for at, wanted in self.between:
             if framed[at + id_bytes : at + id_bytes + len(wanted)] != wanted:
                 return None
@@ -45,19 +58,55 @@ class _Plan:
         return InferRequest(feed, "", self.outputs, True, self.parameters)
 
 
+class Repeating:
+    """The short way through gRPC for messages that repeat in all but their tensors: see `edgekit.serve.repeat`."""
+
+    def __init__(self, repeat: Repeat, plan: Plan, result: InferResponse) -> None:
+        self._repeat, self._between = repeat, plan.between
+        self._size = encode_framed(result)[1]
+        self._before = [bytes(part) for part in encode_framed(result)[0][::2]]
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing has changed that it rests on."""
+        return self._repeat.holds
+
+    def now(self, framed: Message) -> tuple[list[bytes | memoryview], int] | None:
+        """The framed answer to `framed` and its bytes, if it can be had at once. Raises what the runtime does."""
+        for at, wanted in self._between:
+            if framed[at : at + len(wanted)] != wanted:
+                return None
+        outputs = self._repeat.run_now(framed, 0)
+        return None if outputs is None else self._answer(outputs)
+
+    def _answer(self, outputs: Tensors) -> tuple[list[bytes | memoryview], int]:
+        parts: list[bytes | memoryview] = []
+        for before, (name, shape) in zip(self._before, self._repeat.shapes):
+            value = outputs[name]
+            if value.shape != shape:
+                return encode_framed(self._repeat.response(outputs))
+            parts += (before, value.tobytes())
+        return parts, self._size
+
+
 class InferReader:
     """Reads inference requests, with a memory of what came before raw tensors. `find` names the model."""
 
     def __init__(self, find: Find) -> None:
         self._find = find
-        self._plans: dict[bytes, _Plan] = {}
+        self._plans: dict[bytes, Plan] = {}
         self._cuts: dict[int, int] = {}
+
+    def plan(self, framed: Message) -> Plan | None:
+        """What a message with its prefix means, if another like it was read before, and neither has an id."""
+        cut = self._cuts.get(len(framed))
+        plan = None if cut is None else self._plans.get(bytes(framed[:cut]))
+        return plan if plan is not None and plan.size == len(framed) else None
 
     def recall(self, framed: Message) -> tuple[Model, InferRequest] | None:
         """What a message with its prefix asks, if another like it was read before (but for its id)."""
-        cut = self._cuts.get(len(framed))
-        plan = None if cut is None else self._plans.get(bytes(framed[:cut]))
-        if plan is not None and plan.size == len(framed):
+        plan = self.plan(framed)
+        if plan is not None:
             return self._recalled(plan, framed, 0)
         at, end = _id_field(framed)
         size = len(framed) - (end - at)
@@ -75,7 +124,7 @@ class InferReader:
                 return None
         return known
 
-    def _recalled(self, plan: _Plan, framed: Message, id_bytes: int) -> tuple[Model, InferRequest] | None:
+    def _recalled(self, plan: Plan, framed: Message, id_bytes: int) -> tuple[Model, InferRequest] | None:
         model = plan.model
         if self._find(model.name, plan.version) is not model:  # it was replaced
             self._plans.clear()
@@ -126,7 +175,7 @@ class InferReader:
             self._cuts.clear()
         size, cut = len(message) + shift, offsets[0] + shift
         self._cuts[size] = cut
-        self._plans[_head_without_id(framed, id_at, id_end, cut)] = _Plan(
+        self._plans[_head_without_id(framed, id_at, id_end, cut)] = Plan(
             size, model, version, tuple(tensors), tuple(between), request.outputs, request.parameters
         )
 
