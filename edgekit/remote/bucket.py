@@ -23,7 +23,18 @@ from edgekit.errors import (
 PIECE_BYTES = 1 << 20
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _EXTRAS = {"s3": "edgekit[s3]", "gs": "edgekit[gs]", "gcs": "edgekit[gs]", "http": "aiohttp", "https": "aiohttp"}
-_STAMPS = ("etag", "md5hash", "crc32c", "generation", "content-md5", "mtime", "lastmodified", "updated", "created")
+_STAMPS = (
+    "etag",
+    "md5hash",
+    "crc32c",
+    "generation",
+    "content-md5",
+    "mtime",
+    "lastmodified",
+    "last-modified",
+    "updated",
+    "created",
+)
 
 
 def is_url(text: str) -> bool:

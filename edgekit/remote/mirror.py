@@ -19,7 +19,14 @@ from urllib.parse import urlsplit
 import msgspec
 
 from edgekit._files import exchange, inside, storage, sweep_stages, sync, write_atomic, write_synced
-from edgekit.errors import EdgekitError, RemoteDeniedError, RemoteError, RemoteMissingError
+from edgekit.errors import (
+    EdgekitError,
+    IntegrityError,
+    PackageError,
+    RemoteDeniedError,
+    RemoteError,
+    RemoteMissingError,
+)
 from edgekit.manifest import File, Manifest, decode
 from edgekit.package import MANIFEST, SIGNATURE
 from edgekit.remote.blobs import Blobs
@@ -63,6 +70,7 @@ class Mirror:
         self._folder = cache / "mirrors" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:20]
         self.path = self._folder / _package_name(self._single) if self._single else self._folder
         self._blobs = Blobs(cache / "blobs")
+        self._bad: dict[str, tuple[str, str]] = {}
 
     def start(self) -> None:
         """Bring the copy up to date for the first time. Where that fails, what was fetched before will do.
@@ -135,21 +143,35 @@ class Mirror:
         stamp = entry.stamp or self._bucket.stamp(remote)
         if stamp and local.is_dir() and note.is_file() and note.read_text() == stamp:
             return
-        with self._bucket.open(remote) as stream:
-            unpack(Path(remote or self._single), local, stream=stream, force=True)
+        self._check_not_bad(remote, stamp)
+        try:
+            with self._bucket.open(remote) as stream:
+                unpack(Path(remote or self._single), local, stream=stream, force=True)
+        except PackageError as error:
+            self._bad[remote] = stamp, str(error)
+            raise
         with storage(note):
             write_atomic(note, stamp.encode())
         self._tell(f"fetched {self._named(remote)}")
 
     def _bring_package(self, remote: str, local: Path) -> None:
-        heads, files = self._heads(f"{remote}/" if remote else "", name=local.name)
+        heads, files = self._heads(f"{remote}/" if remote else "")
         if self._is_there(local, heads, files):
             return
+        for name in files:
+            path = f"{remote}/{name}" if remote else name
+            if path in self._bad:
+                self._check_not_bad(path, self._bucket.stamp(path))
         missing = sum(file.bytes for file in files.values() if not self._blobs.has(file))
         if missing >= LARGE_BYTES:
             self._tell(f"fetching {missing / 1e6:.0f} MB of {self._named(remote)}")
         for name, file in files.items():
-            self._blobs.fetch(file, partial(self._bucket.open, f"{remote}/{name}" if remote else name))
+            path = f"{remote}/{name}" if remote else name
+            try:
+                self._blobs.fetch(file, partial(self._bucket.open, path))
+            except IntegrityError as error:
+                self._bad[path] = self._bucket.stamp(path), str(error)
+                raise
         stage = local.with_name(f".{local.name}.staging-{os.getpid()}-fetch")
         with storage(local):
             sweep_stages(local)
@@ -169,10 +191,17 @@ class Mirror:
                 shutil.rmtree(stage, ignore_errors=True)
         self._tell(f"fetched {self._named(remote)}")
 
+    def _check_not_bad(self, path: str, stamp: str) -> None:
+        """Raise what was wrong with an object that is still the same, instead of reading all of it again."""
+        before = self._bad.get(path)
+        if before is not None and stamp and before[0] == stamp:
+            raise IntegrityError(before[1])
+        self._bad.pop(path, None)
+
     def _named(self, remote: str) -> str:
         return f"{self.url}/{remote}".rstrip("/")
 
-    def _heads(self, prefix: str, *, name: str) -> tuple[dict[str, bytes], dict[str, File]]:
+    def _heads(self, prefix: str) -> tuple[dict[str, bytes], dict[str, File]]:
         """The manifests and the signature as they are in the storage, and every file that they vouch for."""
 
         def manifest_in(folder: str) -> Manifest:
