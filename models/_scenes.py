@@ -139,13 +139,18 @@ def _label(scenes: Scenes, i: int) -> None:
 
 @cache
 def photo_digits(
-    n: int, seed: int, preprocess: ImagePreprocess, *, test: bool = False
+    n: int,
+    seed: int,
+    preprocess: ImagePreprocess,
+    *,
+    test: bool = False,
+    background: Literal["plain", "photo"] = "photo",
 ) -> tuple[np.ndarray, np.ndarray]:
     """`n` pictures of one coloured digit over a photograph, as `preprocess` makes a model's input of them, and labels.
 
     An image classifier's task that needs no download: float32 (n, 3, height, width), int64 (n,).
     """
     scenes = digit_scenes(
-        n, seed, preprocess.height, test=test, objects=(1, 1), sides=(0.5, 0.9), background="photo", colour=True
+        n, seed, preprocess.height, test=test, objects=(1, 1), sides=(0.5, 0.9), background=background, colour=True
     )
     return np.concatenate([preprocess.from_pixels(image) for image in scenes.images]), scenes.classes[:, 0]
