@@ -229,6 +229,7 @@ def encode_response(response: InferResponse) -> tuple[list[bytes | memoryview], 
                 "shared_memory_region": out.place.region,
                 "shared_memory_offset": out.place.offset,
                 "shared_memory_byte_size": out.place.size,
+                "binary_data_size": 0,  # Triton's C++ client reads it wherever there are parameters
             }
         elif out.binary:
             raw = raw_from_array(out.datatype, out.value)

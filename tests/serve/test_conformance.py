@@ -293,6 +293,7 @@ def test_system_shared_memory_in_and_out(client: Any) -> None:
                 "shared_memory_region": "h",
                 "shared_memory_offset": 100,
                 "shared_memory_byte_size": 24,
+                "binary_data_size": 0,
             }
             got = shm.get_contents_as_numpy(region, np.float32, (2, 3), offset=164)
             assert np.array_equal(got, x[:, :3] + x[:, 3:] / 2)
