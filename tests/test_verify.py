@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from edgekit.errors import IntegrityError, PackageError, RecipeError, UsageError
 from edgekit.package import Package
@@ -17,6 +19,8 @@ from edgekit.recipe import ModelSpec, Runner
 from edgekit.tensors import TensorSpec
 from edgekit.verify import LIMITS, difference, limits_for, verify
 from tests.conftest import RECIPE
+from tests.quantize.nets import model_of
+from tests.quantize.packages import package_of
 from tests.stages import pair, two_layers, with_int8
 from tests.tiny import WEIGHT, tiny_manifest, tiny_model, tiny_package
 
@@ -216,3 +220,31 @@ def test_a_package_of_stages_is_judged_as_a_whole_by_a_recipe(tmp_path: Path) ->
     assert whole.drop == pytest.approx(10 * np.abs(two_layers(x)).mean(), rel=1e-2), "hundredths"
     assert not whole.passed
     assert "at most 1 are allowed" in whole.reason
+
+
+def test_a_model_that_decides_in_its_graph_is_judged_by_its_metric(tmp_path: Path) -> None:
+    def best(*, largest: int) -> onnx.ModelProto:
+        """The three best (or worst) of six scores, and which they are."""
+        node = helper.make_node("TopK", ["x", "three"], ["values", "which"], largest=largest)
+        model = model_of([node], {"three": np.array([3])}, {"x": ("batch", 6)}, ["values"])
+        model.graph.output.append(helper.make_tensor_value_info("which", onnx.TensorProto.INT64, ["batch", 3]))
+        return model
+
+    x = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
+    package = package_of(tmp_path / "best.edge", best(largest=1), {"x": x})
+    with package.edit() as writer:
+        writer.path("int8.onnx").write_bytes(best(largest=0).SerializeToString())
+        writer.put(writer.variant_of("int8.onnx", id="int8", precision="int8", format="onnx", target="any"))
+        package = writer.commit()
+
+    def judged(metric: Callable[[float], float]) -> str:
+        def evaluate(run: Runner, n: int) -> dict[str, float]:
+            return {"mAP": metric(float(run({"x": x[:1]})["values"][0, 0]))}
+
+        inputs = package.manifest.input_specs
+        spec = ModelSpec(name="best", build=lambda: None, inputs=inputs, evaluate=evaluate)
+        return next(c.reason for c in verify(package, recipe=spec).checks if c.variant == "int8")
+
+    assert judged(lambda first: 0.9) == "within tolerance"
+    assert "points" in judged(lambda first: first)
+    assert "cosine" in next(c.reason for c in verify(package).checks if c.variant == "int8")
