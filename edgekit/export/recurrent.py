@@ -46,7 +46,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
 
 
 def _operators() -> dict[Any, tuple[str, str]]:
-    """PyTorch's operators, each a stack of layers, with ONNX's operator and its activation where that is a choice."""
+    """PyTorch's operators, each a stack of layers, with ONNX's operator and the activation of an RNN."""
     aten = require("torch", why="export models").ops.aten
     return {
         aten.rnn_tanh.input: ("RNN", "Tanh"),
@@ -93,7 +93,7 @@ def _translation(kind: str, activation: str) -> Callable[..., Any]:
         }
         if kind == "GRU":
             attributes["linear_before_reset"] = 1  # as PyTorch has it
-        if activation == "Relu":
+        if activation:  # the schema's own two are one too many for TensorRT where there is one direction
             attributes["activations"] = [activation] * directions
         x = op.Transpose(input, perm=[1, 0, 2]) if batch_first else input
         last: list[list[Any]] = [[] for _ in states]

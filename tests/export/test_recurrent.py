@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from onnx import helper
 from torch import nn
 
 from edgekit.errors import ModelError
@@ -80,6 +81,9 @@ def test_each_layer_is_one_node(stacks):
     for node in model.graph.node:
         if node.op_type in ("RNN", "GRU", "LSTM"):
             assert not any(node.input[4:])
+            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            directions = 2 if attributes["direction"] == b"bidirectional" else 1
+            assert len(attributes.get("activations", ())) == (directions if node.op_type == "RNN" else 0)
             assert sum(name not in constants for name in node.input[1:4] if name) <= (node.op_type == "GRU")
 
 
