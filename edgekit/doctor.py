@@ -84,6 +84,7 @@ DEPENDENCIES = (
     ),
     Dependency(module="fsspec", distributions=("fsspec",), extra="remote", use="reads packages under URLs"),
     Dependency(module="pyarrow", distributions=("pyarrow",), extra="batch", use="writes batch's tables as Parquet"),
+    Dependency(module="ray", distributions=("ray",), extra="ray", use="batch and serve on Ray clusters"),
     Dependency(module="pynvml", distributions=("nvidia-ml-py",), extra="telemetry", use="energy of NVIDIA GPUs"),
     Dependency(module="zstandard", distributions=("zstandard",), extra="telemetry", use="captures as .tar.zst"),
     Dependency(module="cuda.bindings", distributions=("cuda-bindings",), extra="plugins", use="compiles CUDA plugins"),

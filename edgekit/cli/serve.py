@@ -7,6 +7,7 @@
   curl http://127.0.0.1:8000/v2/models/resnet
   edgekit serve resnet.edge --grpc-port off    HTTP only
   edgekit serve models/ --workers 4            four processes on one port
+  edgekit serve resnet.edge --ray auto         on a Ray cluster, scaling by load
   edgekit serve models/ --host 0.0.0.0 --token-file tokens
                                                for clients with a token
 
@@ -33,6 +34,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.cli import serve_ray
 from edgekit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -129,12 +131,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="answer health questions without a token (default: yes)",
     )
+    serve_ray.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop. With --json, one line of JSON says where once requests are taken."""
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # before numpy starts a thread a core, which a server has no use for
+    if args.ray is not None:
+        return serve_ray.run(args, _options(args))
     tls = _tls(args)
     if _http_port(args) is None and _grpc_port(args) is None and args.uds is None:
         raise UsageError("Nothing is listened on: --port is off, and there is neither --grpc-port nor --uds.")
