@@ -197,6 +197,17 @@ class Text(NamedTuple):
     test: str
 
 
+def docstrings(module: str) -> list[str]:
+    """Docstrings of a module of the standard library, from its source; none where this Python lacks it."""
+    file = Path(sysconfig.get_path("stdlib")) / f"{module.replace('.', '/')}.py"
+    file = file if file.is_file() else file.with_suffix("") / "__init__.py"
+    if not file.is_file():
+        return []
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = (node for node in ast.walk(ast.parse(file.read_bytes())) if isinstance(node, documented))
+    return [d for node in nodes if (d := ast.get_docstring(node))]
+
+
 @cache
 def text() -> Text:
     """The documentation in the Python standard library's sources: docstrings, about 1 MB; every tenth module tests.
@@ -204,16 +215,8 @@ def text() -> Text:
     It is the text of the Python that runs, so another release gives another text.
     """
     parts: tuple[list[str], list[str]] = ([], [])
-    library = Path(sysconfig.get_path("stdlib"))
     for i, name in enumerate(TEXT_MODULES):
-        file = library / f"{name.replace('.', '/')}.py"
-        file = file if file.is_file() else file.with_suffix("") / "__init__.py"
-        if not file.is_file():
-            continue
-        tree = ast.parse(file.read_bytes())
-        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        found = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented)]
-        parts[i % 10 == 9].extend(d.expandtabs() + "\n\n" for d in found if d)
+        parts[i % 10 == 9].extend(d.expandtabs() + "\n\n" for d in docstrings(name))
     known = set(CHARACTERS)
     return Text(*("".join(c for c in "".join(p) if c in known) for p in parts))
 
