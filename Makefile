@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo zoo zoo-fast test lint types check bench wheel clean
+.PHONY: demo zoo zoo-fast test lint types docs check bench wheel clean
 
 demo: $(VENV)/ready
 	$(BIN)/python scripts/demo.py
@@ -25,13 +25,17 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(BIN)/mypy
 
-check: lint types test
+# the theme announces its successor at every build; that is no warning about these pages
+docs: $(VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+check: lint types docs test
 
 wheel: $(VENV)/ready
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) dist demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) dist demo site .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
