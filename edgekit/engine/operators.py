@@ -38,13 +38,16 @@ _LATER = {
 _BETWEEN = {"Gelu": ("10.0", "10.15"), "Mish": ("10.0", "10.15")}
 """Operator -> the first release that may have it, and the first that is known to."""
 
-_ONLY_RTX = ("Swish", "CausalConvWithState", "LinearAttention")
+_ONLY_RTX = ("Swish",)
+_NO_PLUGIN = "its parser knows it and the plugin that would do it is not there"
 _NOT_RTX = {
+    "CausalConvWithState": _NO_PLUGIN,
     "DeformConv": "only TensorRT has it",
+    "LinearAttention": _NO_PLUGIN,
     "NonMaxSuppression": "its parser takes it and its builder has no kernel for it. End the model in "
     "plugins_trt.torch.decode_nms, whose function it builds",
-    "RoiAlign": "the plugin that does it in TensorRT is not there. Use plugins_trt.torch.roi_align, whose function it "
-    "builds",
+    "NonZero": _NO_PLUGIN,
+    "RoiAlign": f"{_NO_PLUGIN}. Use plugins_trt.torch.roi_align, whose function it builds",
 }
 """Operators of TensorRT that TensorRT-RTX does not build, and why, as a sentence without a full stop."""
 
