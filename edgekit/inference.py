@@ -55,7 +55,7 @@ def infer_files(package: Package, session: Session, paths: Sequence[Path], *, ba
     for path in paths:
         feed = feed_from_file(package, path, session.inputs)
         outputs = infer_feed(package, session, feed, batch=batch)
-        yield Result(str(path), outputs, sample_count(feed, session.inputs))
+        yield Result(str(path), outputs, sample_count(feed, _given(package, session)))
 
 
 def infer_feed(package: Package, session: Session, feed: Tensors, *, batch: int = 32) -> Tensors:
@@ -64,8 +64,14 @@ def infer_feed(package: Package, session: Session, feed: Tensors, *, batch: int 
     Raises InputError or BackendError as `infer_files` does.
     """
     if package.manifest.states:
-        return _run_sequence(session, feed, package.manifest, sample_count(feed, session.inputs))
+        return _run_sequence(session, feed, package.manifest, sample_count(feed, _given(package, session)))
     return run_in_batches(session.run, feed, inputs=session.inputs, outputs=session.outputs, size=batch)
+
+
+def _given(package: Package, session: Session) -> list[TensorSpec]:
+    """The inputs that tell how many rows there are: a state has those of one call."""
+    free = [s for s in session.inputs if s.name not in package.manifest.states]
+    return free or list(session.inputs)
 
 
 def feed_from_file(package: Package, path: Path, inputs: Sequence[TensorSpec]) -> Tensors:

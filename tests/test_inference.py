@@ -58,6 +58,31 @@ def test_a_recording_goes_frame_by_frame_with_its_state(silero: Path, edgekit: R
         assert abs((out["output"] > 0.5).mean() - 0.774) < 0.002, "share of speech in the minute, as measured elsewhere"
 
 
+def test_rows_of_a_sequence_are_counted_without_its_state(edgekit: Run, tmp_path: Path) -> None:
+    """A running sum whose state is its first input, as in a sampling loop, and begins where the file says."""
+    (tmp_path / "total.py").write_text(
+        "import numpy as np, torch\n"
+        "from edgekit import ModelSpec, TensorSpec\n"
+        "class Total(torch.nn.Module):\n"
+        "    def forward(self, state, x):\n"
+        "        return state + x, 2 * (state + x)\n"
+        "SPEC = ModelSpec(name='total', build=Total, outputs=('next', 'twice'), states={'state': 'next'},\n"
+        "    inputs=tuple(TensorSpec(name, 'float32', ('batch', 1)) for name in ('state', 'x')),\n"
+        "    samples=lambda n, seed: {'x': np.ones((n, 1), np.float32)})\n"
+    )
+    done = edgekit("export", "total.py", "-o", "total.edge", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    x = np.array([[1], [2], [3]], np.float32)
+    for start in ({}, {"state": np.full((1, 1), 10, np.float32)}):
+        np.savez(tmp_path / "in.npz", x=x, **start)
+        done = edgekit("run", "total.edge", "in.npz", "-o", "out.npz", "--force", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        with np.load(tmp_path / "out.npz") as out:
+            begin = 10 if start else 0
+            assert out["twice"].ravel().tolist() == [2 * (begin + total) for total in (1, 3, 6)]
+            assert out["next"].ravel().tolist() == [begin + 6]
+
+
 def test_a_fixed_batch_takes_several_files_one_by_one(squeezenet: Path, edgekit: Run, tmp_path: Path) -> None:
     pictures = [data_path("img_samples/cat.bmp"), data_path("img_samples/parrot.jpg")]
     done = edgekit("run", squeezenet, *pictures, "-o", tmp_path / "out.npz")
