@@ -43,7 +43,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links written for the repository into those of the site; what is no page there is linked in the repository."""
+    """Turn links written for the repository into those of the site; files that are no page are linked there."""
     outside = elsewhere()
     here = page.file.src_uri
     source = outside.get(here, f"docs/{here}")
