@@ -54,6 +54,8 @@ class Zoo:
         data: what it was trained or is fed on, a few words.
         weights: "trained", or "random": full size, for shape, speed and compile checks.
         specs: names in the file that are a ModelSpec; each is a row and a package of its own. The first is SPEC.
+        stages: stage -> the name of its spec: a row and a package more, of these one after the other (tensors flow by
+            name), judged by SPEC.
         parts: the `part` of each file of weights, where a recipe saves several.
         arguments: command -> further arguments for it: {"compile": ("--shapes", "x:1x9..4x9..8x9")}.
     """
@@ -63,6 +65,7 @@ class Zoo:
     data: str
     weights: Literal["trained", "random"] = "trained"
     specs: tuple[str, ...] = ("SPEC",)
+    stages: Mapping[str, str] = field(default_factory=dict)
     parts: tuple[str, ...] = ("",)
     arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 

@@ -47,7 +47,8 @@ from scripts.zoo_table import PAYS, readme, whole  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results" / "zoo.json"
 README = ROOT / "models" / "README.md"
 TARGETS = ("sm_86", "sm_120")
-ROW_LIMIT_S = 900.0
+STAGES = "STAGES"
+"""In place of a spec's name: the row of a recipe's stages as one package."""
 SERVED = 1e-3
 """Largest difference from the reference in the server's answer, relative to the largest value of the output."""
 
@@ -59,19 +60,23 @@ class StepError(Exception):
 class Row:
     """One recipe's way through the stages; `found` gathers what is written down."""
 
-    def __init__(self, recipe: Path, name: str, folder: Path, *, bench: bool) -> None:
+    def __init__(self, recipe: Path, name: str, folder: Path, *, bench: bool, limit_s: float) -> None:
         self.recipe, self.spec = recipe, name
         self.source = str(recipe.relative_to(ROOT)) + ("" if name == "SPEC" else f":{name}")
         self.label = recipe.stem + ("" if name == "SPEC" else f":{name.lower()}")
         self.package = folder / f"{self.label.replace(':', '-')}.edge"
         self.bench = bench
         self.found: dict[str, Any] = {"recipe": self.source, "steps": {}}
-        self.until = time.monotonic() + ROW_LIMIT_S
+        self.limit_s = limit_s
+        self.until = 0.0  # when the row must be done; it starts with run()
         self.arguments: dict[str, list[str]] = {}
+        self.stages: dict[str, str] = {}
+        self.judge = str(recipe.relative_to(ROOT)) if name == STAGES else self.source
 
     def run(self) -> dict[str, Any]:
         """All steps in order; without a package the rest is left out, any other step may fail alone."""
         start = time.monotonic()
+        self.until = start + self.limit_s
         if self.step("build", self.describe) and self.step("export", self.export):
             for name, work in (("fp16", self.fp16), ("int8", self.int8), ("verify", self.verify)):
                 self.step(name, work)
@@ -111,7 +116,7 @@ class Row:
                 out, err = process.communicate(timeout=max(1.0, left))
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-                raise StepError(f"not done within the row's {ROW_LIMIT_S:.0f} s") from None
+                raise StepError(f"not done within the row's {self.limit_s:.0f} s") from None
         if process.returncode and not (may_fail and process.returncode == 1):
             lines = [line for line in err.strip().splitlines() if line.strip()]
             said = [line for line in lines if line.startswith("edgekit: ")]
@@ -138,12 +143,18 @@ class Row:
             self.found["trained_s"] = round(time.monotonic() - start, 1)
             self.until += self.found["trained_s"]
             about = json.loads(self.command([sys.executable, __file__, "--describe", self.source]))
-        self.arguments = about.pop("arguments")
+        self.arguments, self.stages = about.pop("arguments"), about.pop("stages")
         del about["missing"]
         self.found |= about
 
     def export(self) -> None:
-        manifest = self.edgekit("export", self.source, "-o", self.package)["manifest"]
+        sources = [f"{name}={source}" for name, source in self.stages.items()] or [self.source]
+        manifest = self.edgekit("export", *sources, "-o", self.package)["manifest"]
+        if self.stages:
+            parts = [own.manifest for _, own in Package.open(self.package).stages()]
+            self.found["parity"] = max(p.max_rel for part in parts for p in part.provenance.parity)
+            self.found |= {"metric": "", "fp32": {"bytes": sum(part.variants[0].bytes for part in parts)}}
+            return
         reference = manifest["variants"][0]
         self.found["parity"] = max((p["max_rel"] for p in manifest["provenance"]["parity"]), default=None)
         metrics = reference["accuracy"].get("metrics") or {}
@@ -151,22 +162,25 @@ class Row:
         self.found["fp32"] = {"metric": metrics.get(self.found["metric"]), "bytes": reference["bytes"]}
 
     def quantize(self, precision: str) -> None:
+        """The package, or each stage by its own recipe: what that does to the whole, `verify` tells."""
         budget = self.found["tolerance"].get(precision)
         args = [] if budget is None else ["--max-drop", str(budget)]
-        report = self.edgekit(
-            "quantize", self.package, "--precision", precision, "--recipe", self.source, *args, may_fail=True
-        )
-        for variant in report["variants"]:
-            self.found[variant["id"]] = {
-                "metric": variant["result"] if report["measure"] == self.found["metric"] else None,
-                "measure": report["measure"],
-                "lost_points": variant["drop"],
-                "bytes": variant["bytes"],
-            }
-        over = [v for v in report["variants"] if not v["within_budget"]]
-        if over:
-            lost = f"{over[0]['id']} loses {over[0]['drop']:.2f} points of {report['measure']}"
-            raise StepError(f"{lost}, {report['budget']:g} are allowed")
+        for name, source in (self.stages or {"": self.source}).items():
+            package = self.package / f"{name}.edge" if name else self.package
+            command = ("quantize", package, "--precision", precision, "--recipe", source)
+            report = self.edgekit(*command, *args, may_fail=True)
+            for variant in report["variants"]:
+                before = self.found.get(variant["id"], {"bytes": 0})
+                self.found[variant["id"]] = {
+                    "metric": variant["result"] if report["measure"] == self.found["metric"] else None,
+                    "measure": report["measure"],
+                    "lost_points": variant["drop"],
+                    "bytes": variant["bytes"] + before["bytes"],
+                }
+            over = [v for v in report["variants"] if not v["within_budget"]]
+            if over:
+                lost = f"{over[0]['id']} loses {over[0]['drop']:.2f} points of {report['measure']}"
+                raise StepError(f"{name}{name and ': '}{lost}, {report['budget']:g} are allowed")
 
     def fp16(self) -> None:
         self.quantize("fp16")
@@ -175,18 +189,23 @@ class Row:
         self.quantize("int8")
 
     def verify(self) -> None:
-        checks = self.edgekit("verify", self.package, "--recipe", self.source, may_fail=True)["checks"]
+        report = self.edgekit("verify", self.package, "--recipe", self.judge, may_fail=True)
+        checks, self.found["metric"] = report["checks"], report["metric"] or ""
         for check in checks:
-            if check["metrics"] and check["variant"] in self.found:
-                self.found[check["variant"]]["metric"] = check["metrics"][self.found["metric"]]
+            variant = check["variant"].removeprefix("all stages/")
+            if check["metrics"] and variant in self.found:
+                self.found[variant]["metric"] = check["metrics"][self.found["metric"]]
+                if self.stages:
+                    self.found[variant] |= {"measure": self.found["metric"], "lost_points": check["drop"]}
         wrong = [f"{c['variant']}: {c['reason']}" for c in checks if not c["passed"]]
         if wrong:
             raise StepError("; ".join(wrong))
 
     def compile(self, target: str) -> None:
         answer = self.edgekit("compile", self.package, "--target", target, "--variant", "fp16", "--no-cache")
-        engine = answer["engines"][0]
-        self.found[target] = {"bytes": engine["bytes"], "build_s": engine["build_s"], "module": engine["module"]}
+        engines = answer["engines"]
+        totals = {key: sum(e[key] for e in engines) for key in ("bytes", "build_s")}
+        self.found[target] = {**totals, "module": engines[0]["module"]}
 
     def measure(self) -> None:
         report = self.edgekit("bench", self.package, "--quick", "--threads", "1", "--no-plot")
@@ -270,15 +289,15 @@ def describe(source: str) -> dict[str, Any]:
     """What the table says of a recipe before anything is run, and which of its weights are missing."""
     from edgekit.recipe import load_recipe, spec_from_recipe
 
-    spec = spec_from_recipe(source)
-    file = source.partition(":")[0]
+    file, _, name = source.partition(":")
+    spec = spec_from_recipe(file if name == STAGES else source)
     zoo = load_recipe(f"{file}:ZOO")
     from _zoo import weights_file  # loading the recipe made its folder importable
 
     missing = [] if zoo.weights == "random" else [p for p in zoo.parts if not weights_file(ROOT / file, p).is_file()]
     parameters = None if missing else sum(p.numel() for p in spec.build().parameters())
     return {
-        "title": zoo.title,
+        "title": zoo.title + (", as stages" if name == STAGES else ""),
         "group": zoo.group,
         "data": zoo.data,
         "weights": zoo.weights,
@@ -286,6 +305,7 @@ def describe(source: str) -> dict[str, Any]:
         "tolerance": dict(spec.tolerance),
         "higher_is_better": spec.higher_is_better,
         "missing": missing,
+        "stages": {stage: f"{file}:{own}" for stage, own in zoo.stages.items()} if name == STAGES else {},
         "arguments": {command: list(args) for command, args in zoo.arguments.items()},
     }
 
@@ -302,7 +322,8 @@ def recipes(names: Sequence[str]) -> list[tuple[Path, str]]:
     found = []
     for file in chosen:
         try:
-            specs = load_recipe(f"{file}:ZOO").specs
+            zoo = load_recipe(f"{file}:ZOO")
+            specs = (*zoo.specs, STAGES) if zoo.stages else zoo.specs
         except EdgekitError:  # its row will say so
             specs = ("SPEC",)
         found += [(file, spec) for spec in specs]
@@ -321,6 +342,9 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="recipes (default: all)")
     parser.add_argument("--fast", action="store_true", help="the fast half, two at a time, without latencies")
     parser.add_argument("--table", action="store_true", help="only write models/README.md from the results there are")
+    parser.add_argument(
+        "--limit", type=float, default=900, metavar="S", help="seconds for one row (default %(default)s)"
+    )
     parser.add_argument("--describe", metavar="SOURCE", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.describe:
@@ -333,7 +357,7 @@ def main() -> int:
     start = time.monotonic()
     chosen = recipes(args.names or (fast_half(recorded) if args.fast else ()))
     with tempfile.TemporaryDirectory(prefix="edgekit-zoo-") as folder:
-        rows = [Row(file, spec, Path(folder), bench=not args.fast) for file, spec in chosen]
+        rows = [Row(file, spec, Path(folder), bench=not args.fast, limit_s=args.limit) for file, spec in chosen]
         with ThreadPoolExecutor(2 if args.fast else 1) as pool:
             for row, found in zip(rows, pool.map(Row.run, rows)):
                 if not args.fast:
