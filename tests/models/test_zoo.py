@@ -35,6 +35,8 @@ def test_a_recipe_is_complete(recipe: Path) -> None:
         for key, array in once.items():
             np.testing.assert_array_equal(array, again[key], err_msg="the same seed gives the same samples")
     assert load_recipe(f"{recipe}:SPEC").name == recipe.stem
+    for name in zoo.stages.values():
+        assert isinstance(load_recipe(f"{recipe}:{name}"), ModelSpec)
 
 
 def test_committed_weights_are_small() -> None:
