@@ -42,6 +42,19 @@ class Score:
     probability: float
 
 
+@dataclass(frozen=True)
+class Detection:
+    """One object that a detector found; `box` is left, top, right, bottom in pixels of the model's input."""
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+
+
+DETECTIONS = ("count", "boxes", "scores", "classes")
+"""The outputs of a detector with its suppression in the graph, as plugins_trt.decode_nms gives them."""
+
+
 def infer_files(package: Package, session: Session, paths: Sequence[Path], *, batch: int = 32) -> Iterator[Result]:
     """Run each file and yield its result, in order.
 
@@ -120,6 +133,17 @@ def scores(outputs: Tensors, labels: Sequence[str], *, row: int, top: int) -> li
     first: Array = next(iter(outputs.values()))
     classes, values = best_classes(first.reshape(len(first), -1)[row : row + 1], top)
     return [Score(label_of(i, labels), float(value)) for i, value in zip(classes[0], values[0])]
+
+
+def detections(outputs: Tensors, labels: Sequence[str], *, row: int, least: float = 0.0) -> list[Detection]:
+    """What was found in one row with a score of at least `least`, best first. `outputs` hold all of DETECTIONS."""
+    count, boxes, values, classes = (outputs[name][row] for name in DETECTIONS)
+    found = []
+    for i in range(int(count)):
+        if values[i] >= least:
+            left, top, right, bottom = (float(v) for v in boxes[i])
+            found.append(Detection(label_of(int(classes[i]), labels), float(values[i]), (left, top, right, bottom)))
+    return sorted(found, key=lambda d: -d.score)
 
 
 def best_classes(rows: Array, top: int) -> tuple[Array, Array]:

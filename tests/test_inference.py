@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.inference import scores
+from edgekit.inference import detections, scores
 from tests.data import ROOT, data_path
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -99,3 +99,19 @@ def test_scores_are_probabilities_either_way() -> None:
     distribution = {"y": np.array([[0.2, 0.7, 0.1]])}
     assert scores(distribution, (), row=0, top=1)[0].probability == pytest.approx(0.7)
     assert scores(distribution, (), row=0, top=1)[0].label == "1"
+
+
+def test_what_was_found_has_its_label_and_only_what_counts_is_told() -> None:
+    outputs = {
+        "count": np.array([2, 0], np.int32),
+        "boxes": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+        "scores": np.array([[0.3, 0.9, 0.8], [0, 0, 0]], np.float32),
+        "classes": np.array([[1, 5, 1], [-1, -1, -1]], np.int32),
+    }
+    found = detections(outputs, ("cat", "dog"), row=0)
+    assert [(d.label, round(d.score, 3), d.box) for d in found] == [
+        ("5", 0.9, (4, 5, 6, 7)),
+        ("dog", 0.3, (0, 1, 2, 3)),
+    ]
+    assert [d.label for d in detections(outputs, ("cat", "dog"), row=0, least=0.5)] == ["5"]
+    assert detections(outputs, (), row=1) == []

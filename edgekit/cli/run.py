@@ -1,8 +1,8 @@
 """Run files through a package and print what the model says.
 
 Images (PNG, JPEG, BMP, WebP, TIFF) and WAV files go through the package's declared preprocessing; .npz files hold
-inputs by name, .npy the only input. Classifiers print labels and probabilities, other models a summary of each
-output; -o writes all outputs to an .npz file.
+inputs by name, .npy the only input. Classifiers print labels and probabilities, detectors what they found, other models
+a summary of each output; -o writes all outputs to an .npz file.
 
 Without --device and --variant the best variant for this machine runs, and a line says which and why. A package of
 stages may be spread over devices: --split --device cuda:0,cuda:1
@@ -21,7 +21,7 @@ from edgekit._files import storage, write_atomic
 from edgekit.cli.output import note, print_json, print_table
 from edgekit.cli.source import local
 from edgekit.errors import UsageError
-from edgekit.inference import Result, gather, infer_files, scores
+from edgekit.inference import DETECTIONS, Result, detections, gather, infer_files, scores
 from edgekit.package import Package
 from edgekit.runtime.devices import parse_devices
 from edgekit.runtime.placed import open_placed
@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="D", help="cpu, cuda:N, or with --split several: cuda:0,cuda:1")
     parser.add_argument("--split", action="store_true", help="run each stage of a package of stages on its own device")
     parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to print (default 3)")
+    parser.add_argument(
+        "--min-score", type=float, default=0.25, metavar="S", help="detections to print have this score (default 0.25)"
+    )
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="rows of one file in one call (default 32)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads (default: one a core)")
 
@@ -57,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         )
     labels = package.labels()
     classify = package.manifest.task == "classification"
+    detect = set(DETECTIONS) <= {s.name for s in package.manifest.output_specs}
     opened = open_placed(package, variant=args.variant, threads=args.threads, devices=devices, split=args.split)
     with opened.session as session:
         note(f"{package.name}: {opened.summary}")
@@ -65,9 +69,13 @@ def run(args: argparse.Namespace) -> int:
             _write(args.output, gather(results, session))
             note(f"wrote {args.output}")
     if args.json:
-        print_json([_document(r, labels, args.top, classify) for r in results])
+        print_json([_document(r, labels, args, classify=classify, detect=detect) for r in results])
     elif classify:
         print_table(["file", *("label", "probability>") * args.top], _class_rows(results, labels, args.top))
+    elif detect:
+        ends = ("left>", "top>", "right>", "bottom>")
+        title = "boxes in pixels of the model's input"
+        print_table(["file", "object", "score>", *ends], _found_rows(results, labels, args.min_score), title=title)
     else:
         print_table(["file", "output", "shape", "min>", "mean>", "max>"], _summary_rows(results))
     return 0
@@ -85,6 +93,17 @@ def _class_rows(results: list[Result], labels: tuple[str, ...], top: int) -> lis
     return rows
 
 
+def _found_rows(results: list[Result], labels: tuple[str, ...], least: float) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for result in results:
+        for row in range(result.samples):
+            name = result.source if result.samples == 1 else f"{result.source}[{row}]"
+            found = detections(result.outputs, labels, row=row, least=least)
+            rows += [[name, d.label, f"{d.score:.4f}", *(f"{v:.1f}" for v in d.box)] for d in found]
+            rows += [] if found else [[name, "nothing", *[""] * 5]]
+    return rows
+
+
 def _summary_rows(results: list[Result]) -> list[list[object]]:
     rows: list[list[object]] = []
     for result in results:
@@ -95,10 +114,15 @@ def _summary_rows(results: list[Result]) -> list[list[object]]:
     return rows
 
 
-def _document(result: Result, labels: tuple[str, ...], top: int, classify: bool) -> dict[str, object]:
+def _document(
+    result: Result, labels: tuple[str, ...], args: argparse.Namespace, *, classify: bool, detect: bool
+) -> dict[str, object]:
     document: dict[str, object] = {"file": result.source, "samples": result.samples}
     if classify:
-        document["classes"] = [scores(result.outputs, labels, row=i, top=top) for i in range(result.samples)]
+        document["classes"] = [scores(result.outputs, labels, row=i, top=args.top) for i in range(result.samples)]
+    if detect:
+        each = (detections(result.outputs, labels, row=i, least=args.min_score) for i in range(result.samples))
+        document["detections"] = list(each)
     document["outputs"] = {k: {"shape": v.shape, "dtype": str(v.dtype)} for k, v in result.outputs.items()}
     return document
 

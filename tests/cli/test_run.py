@@ -7,11 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from edgekit.package import Package
+from tests.quantize.nets import model_of
+from tests.quantize.packages import package_of
 from tests.tiny import WEIGHT
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -152,3 +156,34 @@ def test_stages_run_as_one_model_and_may_be_spread(edgekit: Run, tmp_path: Path)
             np.testing.assert_allclose(out["y"], two_layers(x), rtol=1e-4, atol=1e-5)
     done = edgekit("run", package.path, tmp_path / "x.npz", "--split", "--device", "cpu")
     assert (done.returncode, "takes 2 devices" in done.stderr) == (2, True)
+
+
+def test_a_detector_prints_what_it_found(edgekit: Run, tmp_path: Path) -> None:
+    """A model of rows (left, top, right, bottom, score, class), of which those with a score count."""
+    node, weights = helper.make_node, {"zero": np.float32(0)}
+    nodes = [
+        node("Split", ["x"], ["boxes", "score", "class"], axis=2, split=[4, 1, 1]),
+        node("Squeeze", ["score"], ["scores"], axes=[2]),
+        node("Squeeze", ["class"], ["labels"], axes=[2]),
+        node("Cast", ["labels"], ["classes"], to=onnx.TensorProto.INT32),
+        node("Greater", ["scores", "zero"], ["there"]),
+        node("Cast", ["there"], ["ones"], to=onnx.TensorProto.FLOAT),
+        node("ReduceSum", ["ones"], ["sum"], axes=[1], keepdims=0),
+        node("Cast", ["sum"], ["count"], to=onnx.TensorProto.INT32),
+    ]
+    model = model_of(nodes, weights, {"x": ("batch", 3, 6)}, ["boxes", "scores"], opset=11)
+    for name, shape in (("count", ["batch"]), ("classes", ["batch", 3])):
+        model.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.INT32, shape))
+    package = package_of(tmp_path / "finder.edge", model, {"x": np.zeros((2, 3, 6), np.float32)})
+    rows = np.array([[1, 2, 3.25, 4, 0.2, 7], [5, 6, 7, 8, 0.75, 3], [0, 0, 0, 0, 0, -1]], np.float32)
+    np.save(tmp_path / "one.npy", rows[None])
+    np.save(tmp_path / "none.npy", np.zeros((1, 3, 6), np.float32))
+    done = edgekit("run", package.path, tmp_path / "one.npy", tmp_path / "none.npy")
+    assert done.returncode == 0, done.stderr
+    one, none = (line.split()[1:] for line in done.stdout.splitlines()[-2:])
+    assert one == ["3", "0.7500", "5.0", "6.0", "7.0", "8.0"]
+    assert none == ["nothing"]
+    done = edgekit("run", package.path, tmp_path / "one.npy", "--min-score", "0", "--json")
+    (found,) = json.loads(done.stdout)[0]["detections"]
+    assert [d["label"] for d in found] == ["3", "7"]
+    assert found[1]["box"] == [1, 2, 3.25, 4]
