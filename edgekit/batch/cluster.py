@@ -96,7 +96,7 @@ class ClusterEngine:
             BackendError: a node cannot do the work, or Ray gave up.
         """
         ray = self._ray
-        pieces = list(_cut(stretches, self.share.workers))
+        pieces = list(cut(stretches, self.share.workers))
         if not pieces:
             return
         context = ray.data.DataContext.get_current()
@@ -191,7 +191,7 @@ class Worker:
             return [{"fault": self._fault}]
 
 
-def _cut(stretches: Sequence[Stretch], workers: int) -> Iterator[Stretch]:
+def cut(stretches: Sequence[Stretch], workers: int) -> Iterator[Stretch]:
     """`stretches` in pieces for `workers`."""
     total = sum(len(s.names) for s in stretches)
     size = min(MOST_FILES, max(LEAST_FILES, total // (workers * STRETCHES_A_WORKER)))

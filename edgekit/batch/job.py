@@ -17,6 +17,7 @@ from edgekit.batch.formats import Format, format_for
 from edgekit.batch.pipeline import Done, Input, Pipeline
 from edgekit.batch.plan import JOINED, Changes, Settings, Work, open_work, scan, text_of
 from edgekit.errors import UsageError
+from edgekit.inputs import ARRAY_SUFFIXES
 from edgekit.package import Package
 
 PART_FILES = 4096
@@ -93,7 +94,7 @@ def parts_of(
     """The parts of one stretch. Interrupted, it gives what it has before it passes the interruption on."""
     open_part = _OpenPart(stretch, 0, table)
     try:
-        with closing(pipeline.run([Input(text_of(name), folder / name) for _, name in stretch.names])) as running:
+        with closing(pipeline.run(Input(text_of(name), folder / name) for _, name in stretch.names)) as running:
             for done in running:
                 open_part.finished.append(done)
                 tick(done.files)
@@ -182,13 +183,18 @@ def run_batch(
     What an interrupted run with the same settings left is taken over; `restart` forgets it.
 
     Raises:
-        UsageError: no inputs, or what was left is of a run with other settings.
+        UsageError: no inputs, or none that the model takes; what was left is of a run with other settings.
         StorageError: parts or table cannot be written; what was done before is kept.
         BackendError: the runtime failed on many files in a row.
     """
     hears = hears or Hears()
     table = format_for(output, Layout(package, top=top, tensors=tensors).columns)
     found = scan(folder)
+    if not package.manifest.preprocess and not any(e.name.lower().endswith(ARRAY_SUFFIXES) for e in found):
+        raise UsageError(
+            f"'{package.path.name}' declares no preprocessing, and '{folder}' holds pictures or recordings only. "
+            "Give .npz files, or export again with a recipe that declares it."
+        )
     settings = Settings(
         package=package.name,
         digest=package.manifest.digest,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgekit._files import storage, write_atomic
+from edgekit._files import storage, sync, write_atomic
 from edgekit.errors import StorageError, UsageError
 from edgekit.inputs import INPUT_SUFFIXES
 
@@ -194,6 +194,7 @@ class Work:
             with joined.open("rb") as file:
                 os.fsync(file.fileno())
             joined.replace(self.output)
+            sync(self.output.parent)
         (self.folder / PLAN).unlink(missing_ok=True)  # first, so that nothing is taken over from what is left
         shutil.rmtree(self.folder, ignore_errors=True)
 

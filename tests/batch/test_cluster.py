@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from edgekit._lazy import available
-from edgekit.batch.cluster import Share, share_of
+from edgekit.batch.cluster import Share, cut, share_of
+from edgekit.batch.job import Stretch
 from edgekit.batch.plan import folder_of
 from edgekit.errors import UsageError
 from edgekit.package import Package
@@ -90,3 +91,13 @@ def test_a_worker_that_is_killed_loses_no_input_and_doubles_none(tiny: Package, 
     expected = [(f"{i:04}.npy", row) for i in range(FILES) for row in range(ROWS)]
     assert "3 retries remaining" in (tmp_path / "log").read_text(), "the worker was killed in the middle of a call"
     assert sorted((r["path"], r["row"]) for r in rows) == expected
+
+
+def test_pieces_cover_every_place_once_and_leave_out_what_is_gone() -> None:
+    names = [(place, f"{place}.npy") for place in range(5, 1000) if place not in (5, 300, 999)]
+    pieces = list(cut([Stretch(5, 1000, names), Stretch(2000, 2001, [])], workers=2))
+    assert [p.start for p in pieces] == [5, *(p.stop for p in pieces[:-2]), 2000]
+    assert pieces[-2].stop == 1000
+    assert [name for p in pieces for name in p.names] == names
+    assert all(p.start <= place < p.stop for p in pieces for place, _ in p.names)
+    assert max(len(p.names) for p in pieces) <= 62, "eight pieces a worker"

@@ -70,9 +70,12 @@ def test_bad_files_are_counted_and_the_exit_code_says_so(tiny: Package, edgekit:
 def test_misuse_is_one_sentence(tiny: Package, edgekit: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "there.csv").write_text("precious")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"")
     for arguments, sentence in (
         (("empty", "-o", "out.csv"), "'empty' holds no input files"),
         (("nowhere", "-o", "out.csv"), "'nowhere' is not a folder"),
+        (("pictures", "-o", "out.csv"), "'tiny.edge' declares no preprocessing"),
         (("empty", "-o", "out.xlsx"), "expected NAME.parquet, NAME.csv or NAME.jsonl"),
         (("empty", "-o", "there.csv"), "'there.csv' exists"),
         (("empty", "-o", "no/out.csv"), "Folder 'no' does not exist"),
