@@ -84,7 +84,7 @@ def _trace_error(runner: TorchRunner, error: Exception) -> ModelError | UsageErr
         where, size = re.sub(r"^d\d+_", "", fixed[1]), fixed[2]
         return UsageError(
             f"The model of '{runner.model}' works for one size of '{where}' only ({size} was tried). "
-            "Write its shapes from the input's (x.shape[0], flatten(1)), or export with --static."
+            "Write its shapes from the input's (x.shape[0] rather than len(x), flatten(1)), or export with --static."
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     detail = (lines[0] if lines else type(error).__name__)[:300]

@@ -37,6 +37,12 @@ def test_a_module_that_fixes_its_batch_says_so() -> None:
         traced(lambda x: x.reshape(2, -1), spec, np.zeros((2, 4), np.float32))
 
 
+def test_a_length_that_python_takes_is_named_as_the_cause() -> None:
+    spec = TensorSpec("x", "float32", ("batch", 4))
+    with pytest.raises(UsageError, match=r"x\.shape\[0\] rather than len\(x\)"):
+        traced(lambda x: x.new_ones(4).expand(len(x), 4) + x, spec, np.zeros((2, 4), np.float32))
+
+
 def test_python_that_depends_on_data_is_a_sentence() -> None:
     spec = TensorSpec("x", "float32", ("batch", 4))
     with pytest.raises(ModelError, match="PyTorch cannot trace the model of 'net'"):
