@@ -280,7 +280,7 @@ def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
 class GraphFacts:
     """What a graph holds, for one sample: counted, not measured.
 
-    `flops` counts two operations a multiply-accumulate in Conv, ConvTranspose, MatMul, Gemm, LSTM and GRU;
+    `flops` counts two operations a multiply-accumulate in Conv, ConvTranspose, MatMul, Gemm, RNN, GRU and LSTM;
     None where a shape is unknown. `parameters` and `weight_bytes` count initializers.
     """
 
@@ -328,11 +328,11 @@ def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 def node_flops(node: Any, shapes: dict[str, tuple[int, ...]]) -> int | None:
     """Operations of one node, counted as in `GraphFacts.flops`; 0 for cheap operators, None for unknown shapes."""
     kind = node.op_type
-    if kind not in ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "QLinearConv"):
+    if kind not in ("Conv", "ConvTranspose", "MatMul", "Gemm", "RNN", "GRU", "LSTM", "QLinearConv"):
         return 0
     get = [shapes.get(name) for name in (*node.input, "", "", "")]
     result = shapes.get(node.output[0]) if node.output[0] else None
-    if kind in ("LSTM", "GRU"):
+    if kind in ("RNN", "GRU", "LSTM"):
         x, w, r = get[:3]
         if x is None or w is None or r is None:
             return None
