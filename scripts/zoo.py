@@ -218,7 +218,7 @@ class Row:
                     "speed_up_range": [speed.get("low"), speed.get("high")],
                 }
         gain = self.found.get("int8", {}).get("speed_up")
-        if gain is not None and gain < PAYS:
+        if gain is not None and round(gain, 2) < PAYS:
             self.say(f"INT8 does not pay here: {gain:.2f} times the speed of FP32")
 
     def serve(self) -> None:

@@ -16,8 +16,8 @@ Each recipe here is one file that describes one model, and went the whole way by
 metric, `compile` for two GPU architectures by TensorRT-RTX (FP16), `bench` in ONNX Runtime on one thread, and `serve`,
 asked for one sample over HTTP. `make zoo` makes this page again; `_zoo.py` says how to add a recipe.
 
-- **Metric**: on held-out data, the first metric of the recipe. Where the weights are random it only tells how well a
-  variant agrees with PyTorch.
+- **Metric**: on held-out data, the first metric of the recipe; ↓: less is better. Where the weights are random it only
+  tells how well a variant agrees with PyTorch.
 - **INT8**: the variant for CPUs; beside it the points that it may lose. A point is a hundredth of the metric.
 - **sm_86, sm_120**: the FP16 engine was built. None of them was run here: that needs those GPUs.
 - **ms**: median latency at batch 1. A speed-up below 1.1 means that INT8 does not pay on this machine, and is marked ⚠.
@@ -77,7 +77,7 @@ def _cells(label: str, row: Mapping[str, Any]) -> list[str]:
         row["title"] + (" (random weights)" if random else ""),
         row["data"],
         _count(row["parameters"]),
-        row.get("metric") or "-",
+        f"{row.get('metric') or '-'}{'' if row['higher_is_better'] else ' ↓'}",
         _metric(row, "fp32"),
         _metric(row, "fp16"),
         _metric(row, "int8"),
@@ -85,7 +85,7 @@ def _cells(label: str, row: Mapping[str, Any]) -> list[str]:
         *(_mark(steps, target) for target in ("sm_86", "sm_120")),
         _number(row.get("fp32", {}).get("p50_ms")),
         _number(int8.get("p50_ms")),
-        "-" if speed is None else f"{speed:.2f}x{'' if speed >= PAYS else ' ⚠'}",
+        "-" if speed is None else f"{speed:.2f}x{'' if round(speed, 2) >= PAYS else ' ⚠'}",
         _mark(steps, "serve"),
     ]
 
