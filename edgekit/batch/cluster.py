@@ -8,8 +8,10 @@ the package is fetched from the driver by nodes that do not see it.
 from __future__ import annotations
 
 import os
+import tempfile
+import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from edgekit.batch.columns import Layout
 from edgekit.batch.formats import Format, format_for
 from edgekit.batch.job import PartData, Stretch, parts_of
 from edgekit.batch.pipeline import Pipeline, batch_size
+from edgekit.batch.plan import text_of
 from edgekit.cluster import first_line, package_here, packed
 from edgekit.errors import BackendError, EdgekitError, UsageError
 from edgekit.package import Package
@@ -29,8 +32,8 @@ MOST_FILES, LEAST_FILES = 256, 16
 
 STRETCHES_A_WORKER = 8
 
-RETRIES = 3
-"""A stretch that ends its worker so often is not tried again."""
+TRIES = 4
+"""A stretch that ended its worker so often is not tried again; Ray itself would go on for ever."""
 
 AT_ONCE = 2
 """Stretches that a worker does at once: one begins to read while the other ends."""
@@ -47,6 +50,8 @@ class Options:
     batch: int | None
     threads: int | None
     readers: int | None
+    run: str = ""
+    """What tells this run from others on the same nodes."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ class ClusterEngine:
     """Runs files on the cluster that `ray` is connected to. `workers` None: see `share_of`."""
 
     def __init__(self, ray: Any, package: Package, options: Options, *, workers: int | None = None) -> None:
-        self._ray, self._package, self._options = ray, package, options
+        self._ray, self._package = ray, package
+        self._options = replace(options, run=uuid.uuid4().hex)
         nodes = [n for n in ray.nodes() if n["Alive"]]
         self.share = share_of([n["Resources"] for n in nodes], workers)
         self.nodes = len(nodes)
@@ -123,7 +129,6 @@ class ClusterEngine:
             ),
             num_cpus=self.share.cpus,
             num_gpus=self.share.gpus or None,
-            ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
         )
         try:
             for found in results.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -137,6 +142,28 @@ class ClusterEngine:
                 f"Ray gave up: {first_line(error)} What was done before is kept; see to the cluster, and run the same "
                 "command again."
             ) from error
+
+
+class Tries:
+    """How often a stretch was begun on this node and not ended, in files that outlive a worker."""
+
+    def __init__(self, run: str) -> None:
+        self._stem = Path(tempfile.gettempdir()) / f"edgekit-batch-{run}"
+
+    def begin(self, start: int) -> int:
+        """The number of this try, from 1."""
+        path = self._path(start)
+        count = 1 + (path.stat().st_size if path.exists() else 0)
+        with path.open("ab") as file:
+            file.write(b".")
+        return count
+
+    def end(self, start: int) -> None:
+        """The stretch is done."""
+        self._path(start).unlink(missing_ok=True)
+
+    def _path(self, start: int) -> Path:
+        return self._stem.with_name(f"{self._stem.name}-{start}")
 
 
 class Worker:
@@ -153,6 +180,7 @@ class Worker:
         threads: int | None,
     ) -> None:
         self._folder, self._fault = Path(folder), ""
+        self._tries = Tries(options.run)
         try:
             if not self._folder.is_dir():
                 raise UsageError(f"'{folder}' is not there. Put the inputs on storage that every node sees there.")
@@ -184,11 +212,19 @@ class Worker:
         if self._fault:
             return [{"fault": self._fault}]
         try:
+            if self._tries.begin(stretch.start) > TRIES:
+                raise BackendError(
+                    f"{len(stretch.names)} files from '{text_of(stretch.names[0][1])}' on were under way each of "
+                    f"{TRIES} times that their worker died. Find the one at fault with edgekit run, or give workers "
+                    "more memory; the rest is kept."
+                )
             parts = parts_of(self._pipeline, self._folder, stretch, self._table, keep_s=float("inf"))
-            return [{**asdict(p), "fault": ""} for p in parts]
+            found = [{**asdict(p), "fault": ""} for p in parts]
         except EdgekitError as error:
             self._fault = f"On node {os.uname().nodename}: {error}"
-            return [{"fault": self._fault}]
+            found = [{"fault": self._fault}]
+        self._tries.end(stretch.start)
+        return found
 
 
 def cut(stretches: Sequence[Stretch], workers: int) -> Iterator[Stretch]:

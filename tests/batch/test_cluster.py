@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from edgekit._lazy import available
-from edgekit.batch.cluster import Share, cut, share_of
+from edgekit.batch.cluster import TRIES, Options, Share, Tries, Worker, cut, share_of
 from edgekit.batch.job import Stretch
 from edgekit.batch.plan import folder_of
 from edgekit.errors import UsageError
@@ -41,6 +45,34 @@ def test_a_worker_has_a_gpu_or_a_nodes_cpus(
 def test_a_cluster_without_cpus_is_refused() -> None:
     with pytest.raises(UsageError, match="no node with a CPU"):
         share_of([{"memory": 1.0}], None)
+
+
+def called(worker: Worker, stretch: Stretch) -> list[dict[str, Any]]:
+    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow")
+    text = msgspec.msgpack.encode([stretch.start, stretch.stop, [(i, os.fsencode(n)) for i, n in stretch.names]])
+    return list(worker(pyarrow.table({"stretch": [text]})).to_pylist())
+
+
+def test_what_ends_its_worker_again_and_again_ends_the_run(tiny: Package, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((1, 4), np.float32))
+    run = uuid.uuid4().hex
+    options = Options("out.csv", top=1, tensors=False, variant=None, batch=1, threads=1, readers=1, run=run)
+    worker = Worker(str(tiny.path), tiny.manifest.digest, [], str(tmp_path), options, 1)
+    stretch = Stretch(0, 1, [(0, "x.npy")])
+    for died in range(TRIES):
+        assert Tries(run).begin(0) == died + 1, "a worker began, and died before it ended"
+    (told,) = called(worker, stretch)
+    assert re.search(r"1 files from 'x.npy' on were under way each of 4 times that their worker died", told["fault"])
+    other = Worker(str(tiny.path), tiny.manifest.digest, [], str(tmp_path), options, 1)
+    (part,) = called(other, stretch)
+    assert (part["fault"], part["rows"], part["failed"]) == ("", 1, 0), "what ended begins to count anew"
+
+
+def test_a_node_without_the_inputs_is_named(tiny: Package, tmp_path: Path) -> None:
+    options = Options("out.csv", top=1, tensors=False, variant=None, batch=1, threads=1, readers=1)
+    worker = Worker(str(tiny.path), tiny.manifest.digest, [], str(tmp_path / "absent"), options, 1)
+    (told,) = called(worker, Stretch(0, 1, [(0, "x.npy")]))
+    assert re.search(r"On node .*absent' is not there", told["fault"])
 
 
 def workers_below(pid: int) -> list[int]:
@@ -89,7 +121,7 @@ def test_a_worker_that_is_killed_loses_no_input_and_doubles_none(tiny: Package, 
     assert (report["files"], report["rows"], report["failed"]) == (FILES, ROWS * FILES, 0)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     expected = [(f"{i:04}.npy", row) for i in range(FILES) for row in range(ROWS)]
-    assert "3 retries remaining" in (tmp_path / "log").read_text(), "the worker was killed in the middle of a call"
+    assert "retries remaining" in (tmp_path / "log").read_text(), "the worker was killed in the middle of a call"
     assert sorted((r["path"], r["row"]) for r in rows) == expected
 
 
