@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from _full_size import IMAGENET, TOLERANCE, agreement, samples, with_random_weights
+from _full_size import IMAGENET, QUICK, TOLERANCE, agreement, samples, with_random_weights
 from _zoo import Zoo
 from edgekit import ModelSpec, TensorSpec
 
@@ -57,5 +57,5 @@ ZOO = Zoo(
     title="AlexNet",
     data="photographs",
     weights="random",
-    arguments={"quantize": ("--samples", "16", "--plain")},
+    arguments=QUICK,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from _full_size import IMAGENET, TOLERANCE, agreement, samples, with_random_weights
+from _full_size import IMAGENET, QUICK, TOLERANCE, agreement, samples, with_random_weights
 from _zoo import Zoo
 from edgekit import ModelSpec, TensorSpec
 
@@ -91,5 +91,5 @@ ZOO = Zoo(
     title="GoogLeNet",
     data="photographs",
     weights="random",
-    arguments={"quantize": ("--samples", "16", "--plain")},
+    arguments=QUICK,
 )

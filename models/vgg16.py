@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from _full_size import IMAGENET, TOLERANCE, agreement, samples, with_random_weights
+from _full_size import IMAGENET, QUICK, TOLERANCE, agreement, samples, with_random_weights
 from _zoo import Zoo
 from edgekit import ModelSpec, TensorSpec
 
@@ -67,5 +67,5 @@ ZOO = Zoo(
     title="VGG-16",
     data="photographs",
     weights="random",
-    arguments={"quantize": ("--samples", "16", "--plain")},
+    arguments=QUICK,
 )
