@@ -33,7 +33,7 @@ def connected(address: str) -> Iterator[Any]:
 
     What Ray prints goes to stderr. Raises:
         MissingDependencyError: Ray is not installed.
-        UsageError: no cluster answers there.
+        UsageError: no cluster answers there, or it does not let this process in.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is said in a sentence
@@ -47,8 +47,13 @@ def connected(address: str) -> Iterator[Any]:
         more = {"include_dashboard": False} if address == "local" else {}
         try:
             ray.init(where, log_to_driver=False, logging_level=logging.ERROR, **more)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise _no_cluster(address, error) from error
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            if where in ("local", "auto"):
+                raise _no_cluster(address, error) from error
+            raise UsageError(
+                f"Ray could not join the cluster at '{address}' ({first_line(error)}). It takes the cluster's own "
+                "release of Ray, and its token where it has one (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN)."
+            ) from error
         try:
             put_back()
             yield ray
