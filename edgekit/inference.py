@@ -44,7 +44,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Detection:
-    """One object that a detector found; `box` is left, top, right, bottom in pixels of the model's input."""
+    """One object that a detector found; `box` is left, top, right, bottom, in the pixels that the model counts in."""
 
     label: str
     score: float

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         print_table(["file", *("label", "probability>") * args.top], _class_rows(results, labels, args.top))
     elif detect:
         ends = ("left>", "top>", "right>", "bottom>")
-        title = "boxes in pixels of the model's input"
+        title = "boxes as the model gives them"
         print_table(["file", "object", "score>", *ends], _found_rows(results, labels, args.min_score), title=title)
     else:
         print_table(["file", "output", "shape", "min>", "mean>", "max>"], _summary_rows(results))
