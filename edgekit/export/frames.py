@@ -45,6 +45,7 @@ def with_preprocess(spec: ModelSpec, *, height: int, width: int, color: Color | 
 
     Samples and evaluate stay those of the recipe. Their inputs are made into frames by going the way back: exact where
     a frame has the size of the model's input, else resized, and without what lies outside the frame's own picture.
+    What the model gives in pixels stays in those of its own input, not of the frame.
 
     Args:
         spec: a recipe whose `build` gives a `torch.nn.Module`.
