@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekit import ModelSpec, TensorSpec
-from edgekit.recipe import spec_from_recipe
+from edgekit.recipe import load_recipe, spec_from_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(tempfile.gettempdir()) / "edgekit-bench-nets"
@@ -250,67 +250,6 @@ LARGE = ("resnet50", "mobilenetv2", "encoder")
 """Nets for timing only: their weights are random, their shapes are those of the well-known ones."""
 
 
-class Bottleneck(nn.Module):
-    """ResNet-50's block."""
-
-    def __init__(self, wide: int, width: int, stride: int) -> None:
-        super().__init__()
-        out = 4 * width
-        self.body = nn.Sequential(
-            *_unit(wide, width, 1), *_unit(width, width, 3, stride), nn.Conv2d(width, out, 1, bias=False),
-            nn.BatchNorm2d(out),
-        )  # fmt: skip
-        plain = stride == 1 and wide == out
-        self.shortcut = nn.Sequential() if plain else nn.Sequential(*_unit(wide, out, 1, stride)[:2])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.body(x) + self.shortcut(x))
-
-
-class Inverted(nn.Module):
-    """MobileNetV2's block."""
-
-    def __init__(self, wide: int, out: int, stride: int, expand: int) -> None:
-        super().__init__()
-        width = wide * expand
-        self.residual = stride == 1 and wide == out
-        first = _unit(wide, width, 1, act=nn.ReLU6) if expand > 1 else []
-        self.body = nn.Sequential(
-            *first, *_unit(width, width, 3, stride, groups=width, act=nn.ReLU6), nn.Conv2d(width, out, 1, bias=False),
-            nn.BatchNorm2d(out),
-        )  # fmt: skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x) if self.residual else self.body(x)
-
-
-def _unit(
-    wide: int, out: int, kernel: int, stride: int = 1, *, groups: int = 1, act: type[nn.Module] = nn.ReLU
-) -> list[nn.Module]:
-    conv = nn.Conv2d(wide, out, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return [conv, nn.BatchNorm2d(out), act()]
-
-
-def _resnet50() -> nn.Module:
-    layers, wide = [*_unit(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1)], 64
-    for width, count, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
-        for i in range(count):
-            layers.append(Bottleneck(wide, width, stride if i == 0 else 1))
-            wide = 4 * width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000))
-
-
-def _mobilenetv2() -> nn.Module:
-    layers, wide = _unit(3, 32, 3, 2, act=nn.ReLU6), 32
-    stages = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-    for expand, out, count, stride in stages:
-        for i in range(count):
-            layers.append(Inverted(wide, out, stride if i == 0 else 1, expand))
-            wide = out
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000)]
-    return nn.Sequential(*layers, *_unit(320, 1280, 1, act=nn.ReLU6), *head)
-
-
 class Encoder(nn.Module):
     """BERT-base's shape: blocks of width 768, 12 heads, on embedded tokens (batch, tokens, 768)."""
 
@@ -325,8 +264,8 @@ class Encoder(nn.Module):
 def large(name: str) -> ModelSpec:
     """A large net as a recipe; images are smooth noise, so only its speed means anything."""
     torch.manual_seed(0)
-    made = {"resnet50": _resnet50, "mobilenetv2": _mobilenetv2, "encoder": Encoder}
-    net = made[name]()
+    zoo = {"resnet50": "resnet50.py:ResNet50", "mobilenetv2": "mobilenet_v2.py:MobileNetV2"}
+    net = load_recipe(ROOT / "models" / zoo[name])() if name in zoo else Encoder()
     shape = (128, 768) if name == "encoder" else (3, 224, 224)
 
     def noise(n: int, seed: int) -> dict[str, np.ndarray]:
