@@ -331,8 +331,9 @@ def recipes(names: Sequence[str]) -> list[tuple[Path, str]]:
 
 
 def fast_half(recorded: dict[str, Any]) -> list[str]:
-    """Names of the recipes that are done soonest, half of all, of those whose weights need no training."""
-    rows = [(row["seconds"], row["recipe"].partition(":")[0]) for row in recorded.values() if not row.get("trained_s")]
+    """Names of the recipes that are done soonest, half of all, of those that are whole and whose weights are there."""
+    kept = [row for row in recorded.values() if whole(row) and not row.get("trained_s")]
+    rows = [(row["seconds"], row["recipe"].partition(":")[0]) for row in kept]
     chosen = [name for _, name in sorted(rows)[: (len(recorded) + 1) // 2]]
     return sorted({Path(name).stem for name in chosen})
 
