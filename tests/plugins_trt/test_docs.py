@@ -42,9 +42,13 @@ print("followed", report.occupancy.fraction)
 
 def block(language: str) -> str:
     """The text of the blocks of that language."""
+    return "".join(blocks(language))
+
+
+def blocks(language: str) -> list[str]:
     found = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     assert found
-    return "".join(found)
+    return found
 
 
 def follow(tmp_path: Path) -> None:
@@ -85,5 +89,5 @@ def test_the_report_of_the_page_is_todays(capsys: pytest.CaptureFixture[str]) ->
         pytest.skip(f"needs the NVRTC that the page was written with; this is {release}")
     assert main(["plugins", "report", "group_norm_silu"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    shown = block("text").splitlines()
+    shown = blocks("text")[0].splitlines()
     assert [line.split() for line in shown] == [line.split() for line in printed[: len(shown)]]
