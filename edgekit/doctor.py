@@ -97,12 +97,12 @@ DEPENDENCIES = (
     ),
 )
 
-RUNTIMES = "tensorrt|tensorrt_rtx_bindings|onnxruntime"
+RUNTIMES = "onnxruntime|tensorrt|tensorrt_rtx_bindings"
 
 NEEDS = {
     "export": ("torch", "onnx", "onnxscript", "onnxruntime"),
     "quantize": ("onnx", "onnxruntime"),
-    "compile": ("tensorrt|tensorrt_rtx_bindings",),
+    "compile": ("tensorrt_rtx_bindings|tensorrt",),
     "verify": (RUNTIMES,),
     "run": (RUNTIMES,),
     "batch": (RUNTIMES,),
@@ -119,7 +119,7 @@ NEEDS = {
     "plugins": ("cuda.bindings",),
     "doctor": (),
 }
-"""Command -> import names that it cannot do without; "a|b" is either."""
+"""Command -> import names that it cannot do without; "a|b" is either, the usual one first."""
 
 
 def examine(root: Path = Path("/"), *, folder: Path | None = None) -> Diagnosis:
@@ -308,8 +308,9 @@ def _energy(found: Found) -> Iterator[Finding]:
 
 
 def _command(name: str, modules: Sequence[str]) -> Command:
-    lacks = tuple(m.replace("|", " or ") for m in modules if not any(available(one) for one in m.split("|")))
-    wanted = [m.rpartition(" or ")[2] for m in lacks]
+    missing = [m.split("|") for m in modules if not any(map(available, m.split("|")))]
+    lacks = tuple(" or ".join(either) for either in missing)
+    wanted = [either[0] for either in missing]
     extras = dict.fromkeys(d.extra for d in DEPENDENCIES if d.module in wanted)
     fix = f"pip install 'edgekit[{','.join(extras)}]'" if lacks else ""
     return Command(name=name, works=not lacks, lacks=lacks, fix=fix)

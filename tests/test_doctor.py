@@ -158,7 +158,7 @@ def test_what_is_missing_is_named_with_the_command(tmp_path: Path, monkeypatch: 
     commands = {c.name: c for c in got.commands}
     assert commands["inspect"].works
     assert not commands["run"].works
-    assert commands["run"].lacks == ("tensorrt or tensorrt_rtx_bindings or onnxruntime",)
+    assert commands["run"].lacks == ("onnxruntime or tensorrt or tensorrt_rtx_bindings",)
     assert commands["run"].fix == "pip install 'edgekit[cpu]'"
     assert commands["export"].fix == "pip install 'edgekit[cpu,export]'"
 

@@ -35,7 +35,7 @@ def test_without_a_runtime_it_fails_and_says_what_to_install(
         monkeypatch.setitem(sys.modules, module, None)
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
-    assert "edgekit run lacks onnxruntime. Run: pip install 'edgekit[cpu]'" in out
+    assert "edgekit run lacks onnxruntime or tensorrt or tensorrt_rtx_bindings. Run: pip install 'edgekit[cpu]'" in out
     assert "nothing here can run a model" in out
 
 
