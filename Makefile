@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo zoo zoo-fast test lint types docs check bench wheel clean
+.PHONY: demo zoo zoo-fast test test-ray lint types docs check bench wheel clean
 
 demo: $(VENV)/ready
 	$(BIN)/python scripts/demo.py
@@ -17,6 +17,11 @@ zoo-fast: $(VENV)/ready
 # one file's tests stay together: they share what is slow to make
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n 3 --dist loadfile
+
+# half a gigabyte that the other tests do without
+test-ray: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest -W ignore tests/batch/test_cluster.py tests/serve/test_on_ray.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
