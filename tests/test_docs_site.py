@@ -64,3 +64,12 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
         loaded += re.findall(r"<link[^>]+rel=\"?(?:stylesheet|preconnect|icon)\"?[^>]*href=\"?([^\"\s>]+)", text)
         assert loaded
         assert not [url for url in loaded if "//" in url], page.name
+
+
+def test_the_table_of_jetpacks_is_the_one_that_compile_goes_by() -> None:
+    from edgekit.targets import jetpacks
+
+    page = (ROOT / "docs" / "tensorrt.md").read_text()
+    rows = [row.split("|") for row in re.findall(r"^\| [67]\..*$|^\| 5\..*$", page, re.MULTILINE)]
+    shown = {v: (row[4].strip(), row[5].strip()) for row in rows for v in row[1].replace(" ", "").split(",")}
+    assert shown == {version: (j.cuda, j.tensorrt) for version, j in jetpacks().items()}
