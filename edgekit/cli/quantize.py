@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     for v in report.variants:
         faster = "" if v.speed_up is None else f", {v.speed_up:.2f} times the speed of fp32 here"
         print_text(
-            f"{v.id}: {report.measure} {100 * report.reference:.2f} -> {100 * v.result:.2f} "
+            f"{v.id}: {report.measure} {_change(report.reference, v.result)} "
             f"({v.drop:+.2f} points lost, budget {report.budget:g}), {bytes_text(v.bytes)}{faster}"
         )
     print_text(
@@ -152,3 +152,9 @@ def _report(package: Package, recipe: ModelSpec | None, args: argparse.Namespace
     for problem in report.problems or ("The data look good.",):
         print_text(problem)
     return 1 if report.problems else 0
+
+
+def _change(before: float, after: float) -> str:
+    """A measure before and after: shares in percent, what is larger than 1 (a perplexity) as it is."""
+    factor, digits = (100, 2) if max(abs(before), abs(after)) <= 1 else (1, 4)
+    return f"{factor * before:.{digits}f} -> {factor * after:.{digits}f}"

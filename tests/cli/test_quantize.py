@@ -28,6 +28,25 @@ def test_the_table_names_what_was_tried_and_what_was_lost(package: Package, caps
     assert "calibrated on 32 of samples of net.edge" in out
 
 
+def test_a_metric_that_is_no_share_is_printed_as_it_is(
+    package: Package, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, inputs = tmp_path / "net.py", [(s.name, s.dtype, s.shape) for s in package.manifest.input_specs]
+    recipe.write_text(
+        "import numpy as np\n"
+        "from edgekit import ModelSpec, TensorSpec\n"
+        f"inputs = tuple(TensorSpec(n, t, s) for n, t, s in {inputs})\n"
+        "draw = lambda n, seed: {'x': np.load('real.npy')[:n]}\n"
+        "SPEC = ModelSpec(name='net', build=lambda: None, inputs=inputs, samples=draw, higher_is_better=False,\n"
+        "                 evaluate=lambda run, n: {'perplexity': 5.25 + 0 * len(run(draw(2, 0)))})\n".replace(
+            "real.npy", str(tmp_path / "real.npy")
+        )
+    )
+    np.save(tmp_path / "real.npy", images(16))
+    assert main(["quantize", str(package.path), "--precision", "fp16", "--recipe", str(recipe)]) == 0
+    assert "perplexity 5.2500 -> 5.2500 (+0.00 points lost" in capsys.readouterr().out
+
+
 def test_json_is_one_document(package: Package, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quantize", str(package.path), "--precision", "fp16", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
