@@ -53,8 +53,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5)
     args = parser.parse_args()
     path = f"/v2/models/{args.model}"
-    with urllib.request.urlopen(f"{args.url}{path}/sample") as reply:
-        sample = json.load(reply)
+    try:
+        with urllib.request.urlopen(f"{args.url}{path}/sample") as reply:
+            sample = json.load(reply)
+    except OSError as error:
+        raise SystemExit(f"{args.url} does not give a sample of '{args.model}': {error}") from error
     body = json.dumps({"inputs": sample["inputs"]}).encode()  # all outputs as numbers, not the best labels
     with urllib.request.urlopen(f"{args.url}{path}/infer", body) as reply:
         expected = [value for output in json.load(reply)["outputs"] for value in output["data"]]

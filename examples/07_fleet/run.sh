@@ -6,6 +6,7 @@
 # A line of DEVICES.txt: where to push to, and the URL of the server there, which watches the folder:
 #   jetson@10.0.0.7:/srv/models http://10.0.0.7:8000
 set -euo pipefail
+: "${3:?is missing: run.sh X.edge KEY DEVICES.txt}"
 package="$1" key="$2" devices="$3"
 name="$(basename "$package" .edge)"
 wait_s="${WAIT_S:-3}" tries="${TRIES:-10}"  # a server looks at its folder every 2 s; a try a second until it answers
