@@ -137,7 +137,7 @@ def test_no_file_is_begun_if_one_of_them_cannot_be(
     root, rows, table = boards.nano(tmp_path / "tree"), tmp_path / "run.csv", tmp_path / "run.parquet"
     args = ["monitor", "--once", "--root", str(root), "--csv", str(rows), "--parquet", str(table)]
     assert main(args) == 2
-    assert "pip install pyarrow" in capsys.readouterr().err
+    assert "pip install 'edgekit[batch]'" in capsys.readouterr().err
     assert not rows.exists()
     table.write_text("mine")
     assert main(args) == 2
@@ -226,9 +226,9 @@ def test_the_commands_of_the_page_run_and_its_picture_is_what_is_printed(edgekit
     page = (ROOT / "docs/energy.md").read_text()
     root = boards.orin_nano(tmp_path / "tree")
     commands = re.findall(
-        r"^edgekit ((?:monitor|board) .*)$", "".join(re.findall(r"^```sh\n(.*?)^```$", page, re.M | re.S)), re.M
+        r"^edgekit ((?:monitor|board) .*)$", "".join(re.findall(r"^```\w+\n(.*?)^```$", page, re.M | re.S)), re.M
     )
-    assert len(commands) == 5
+    assert len(commands) >= 5
     for command in commands:
         args = command.split()
         done = edgekit(*args, *([] if "--root" in args else ["--root", root]), cwd=tmp_path)
