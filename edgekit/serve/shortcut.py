@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -38,9 +39,11 @@ class Shortcut:
         """The answer to the request in `data`, whose body begins at `end`, if it can be had at once."""
         if not data.startswith(self._json, end):
             return None
+        started_ns = time.perf_counter_ns()
         try:
             outputs = self._repeat.run_now(data, end)
         except Exception as error:  # a backend may raise anything; the server goes on
+            self._repeat.count_failed(error, started_ns)
             return error_response(error)
         return None if outputs is None else self._answer(outputs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -11,9 +12,12 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedO
 from tritonclient.utils import InferenceServerException
 
 from edgekit.runtime.fake import FakeSession
+from edgekit.serve.h2 import frames as h2
 from edgekit.serve.model import Model
 from edgekit.serve.server import Server
 from edgekit.tensors import Array, Tensors, TensorSpec
+from tests.serve.h2_client import H2Client, infer_message
+from tests.serve.running import Running
 from tests.serve.test_shortcut import ROUNDS, on_loop
 
 INPUTS = [TensorSpec("a", "float32", ("n",)), TensorSpec("b", "int64", ("n",))]
@@ -98,3 +102,60 @@ def test_fewer_outputs_are_another_question() -> None:
             answer = client.infer("f", inputs, outputs=[InferRequestedOutput("z")])
             assert answer.as_numpy("y") is None
             assert answer.as_numpy("z").tolist() == [k + 1]
+
+
+def scores(x: Array) -> bytes:
+    """What `tiny` answers, as raw bytes."""
+    return np.ascontiguousarray(x[:, :3] + x[:, 3:] / 2, dtype=np.float32).tobytes()
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["in one piece", "head and body apart"])
+def test_calls_on_one_connection_whichever_way_they_arrive(server: Running, split: bool) -> None:
+    with H2Client(server.grpc) as client:
+        for k in range(ROUNDS):
+            x = np.full((1, 4), k, np.float32)
+            head = h2.frame(h2.HEADERS, h2.END_HEADERS, 2 * k + 1, client.block())
+            body = h2.frame(h2.DATA, h2.END_STREAM, 2 * k + 1, infer_message(x))
+            if split:
+                client.send(head)
+                time.sleep(0.02)
+                client.send(body)
+            else:
+                client.send(head + body)
+            fields, answer = client.answer(2 * k + 1)
+            assert fields["grpc-status"] == "0"
+            assert answer.endswith(scores(x))
+
+
+def test_several_calls_in_one_piece_are_answered_in_their_order(server: Running) -> None:
+    with H2Client(server.grpc) as client:
+        xs = [np.full((1, 4), k, np.float32) for k in range(3 * ROUNDS)]
+        calls = [
+            h2.frame(h2.HEADERS, h2.END_HEADERS, 2 * k + 1, client.block())
+            + h2.frame(h2.DATA, h2.END_STREAM, 2 * k + 1, infer_message(x))
+            for k, x in enumerate(xs)
+        ]
+        client.send(*calls[:2])
+        client.send(*calls[2:])
+        for k, x in enumerate(xs):
+            assert client.answer(2 * k + 1)[1].endswith(scores(x))
+
+
+def test_a_client_with_a_small_window_gets_its_answers_in_parts(server: Running) -> None:
+    with H2Client(server.grpc, settings={h2.INITIAL_WINDOW_SIZE: 10}) as client:
+        for k in range(ROUNDS):
+            x, stream = np.full((1, 4), k, np.float32), 2 * k + 1
+            client.call(stream, infer_message(x))
+            first = client.until(h2.DATA, stream)
+            assert len(first.payload) == 10
+            client.send(h2.window_update(stream, 1000))
+            assert client.answer(stream)[1].endswith(scores(x))
+
+
+def test_a_stream_is_used_once_though_its_call_was_answered_at_once(server: Running) -> None:
+    with H2Client(server.grpc) as client:
+        for k in range(ROUNDS):
+            client.call(2 * k + 1, infer_message())
+            client.answer(2 * k + 1)
+        client.call(1, infer_message())
+        assert client.until(h2.GOAWAY).code == h2.Code.STREAM_CLOSED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ from edgekit.serve.messages import InferRequest, InferResponse
 
 if TYPE_CHECKING:
     from edgekit.serve.grpc.door import GrpcDoor
-    from edgekit.serve.grpc.reader import Plan
+    from edgekit.serve.grpc.reader import Plan, Repeating
     from edgekit.serve.model import Model
 
 
@@ -163,11 +164,9 @@ class UnaryCall(Call):
             if self.route.method is INFER:
                 reader = self.serve.reader
                 plan = reader.plan(whole)
-                if plan is not None and plan.repeating is not None and not self.route.encoding:
-                    answer = plan.repeating.now(whole)
-                    if answer is not None:
-                        self._finish(*answer)
-                        return
+                short = None if plan is None or self.route.encoding else plan.repeating
+                if short is not None and self._now(short, whole):
+                    return
                 known = reader.recall(whole)
                 if known is not None and plan is not None and plan.learns:
                     self.learning = (plan, *known)
@@ -177,6 +176,17 @@ class UnaryCall(Call):
                 self.cancel = cancel
         except Exception as error:
             self.fail(error)
+
+    def _now(self, repeating: Repeating, message: Message) -> bool:
+        started_ns = time.perf_counter_ns()
+        try:
+            answer = repeating.now(message)
+        except Exception as error:
+            repeating.failed(error, started_ns)
+            raise
+        if answer is not None:
+            self._finish(*answer)
+        return answer is not None
 
     def _act(self, data: Message) -> None:
         if len(data) < PREFIX.size:

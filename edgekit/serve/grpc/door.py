@@ -16,14 +16,16 @@ from edgekit.serve.compress import compress, decompress
 from edgekit.serve.grpc.call import Call, UnaryCall
 from edgekit.serve.grpc.codec import Message, varint
 from edgekit.serve.grpc.reader import InferReader, Plan, Repeating
-from edgekit.serve.grpc.route import STREAM, Check, Method, Route, route_of
+from edgekit.serve.grpc.route import INFER, STREAM, Check, Method, Route, route_of
 from edgekit.serve.grpc.schema import schema
 from edgekit.serve.grpc.service import Service
+from edgekit.serve.grpc.status import HEAD, TRAILERS
 from edgekit.serve.grpc.streaming import StreamCall
 from edgekit.serve.h2.connection import Connection
 from edgekit.serve.h2.door import H2Door
 from edgekit.serve.h2.headers import Head
 from edgekit.serve.h2.limits import Limits
+from edgekit.serve.h2.owner import Whole
 from edgekit.serve.messages import InferRequest, InferResponse
 from edgekit.serve.model import Model
 from edgekit.serve.repeat import Repeat, repeats, watched
@@ -93,6 +95,20 @@ class GrpcDoor(H2Door):
         if self._app.traces.spans is not None:
             call.traceparent = head.headers.get(b"traceparent", b"").decode("latin-1")
         return call
+
+    def at_once(self, head: Head, body: bytes) -> Whole | None:
+        """The answer to a call that came in one piece, if it repeats one in all but its tensors."""
+        route: Route | None = head.route
+        if route is None or route.method is not INFER or route.encoding or route.refusal is not None:
+            return None
+        plan = self.reader.plan(body)
+        if plan is None or plan.repeating is None:
+            return None
+        try:
+            answer = plan.repeating.now(body)
+        except Exception:  # the long way tells the client
+            return None
+        return None if answer is None else (HEAD, *answer, TRAILERS)
 
     def read_and_infer(self, message: Message, answer: Answer, traceparent: str = "") -> Cancel | None:
         """Run the inference in `message` and call `answer` with what became of it, now or later.

@@ -79,6 +79,10 @@ class Repeating:
         outputs = self._repeat.run_now(framed, 0)
         return None if outputs is None else self._answer(outputs)
 
+    def failed(self, error: Exception, started_ns: int) -> None:
+        """Count what `now` raised."""
+        self._repeat.count_failed(error, started_ns)
+
     def _answer(self, outputs: Tensors) -> tuple[list[bytes | memoryview], int]:
         parts: list[bytes | memoryview] = []
         for before, (name, shape) in zip(self._before, self._repeat.shapes):

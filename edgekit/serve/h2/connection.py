@@ -14,6 +14,7 @@ from edgekit.serve.h2.headers import HeaderReader
 from edgekit.serve.h2.output import Output
 from edgekit.serve.h2.owner import Owner
 from edgekit.serve.h2.stream import Stream
+from edgekit.serve.h2.whole import answered_at_once
 
 LOGGER = logging.getLogger(__name__)
 
@@ -29,8 +30,9 @@ class Connection(asyncio.Protocol):
     """One client.
 
     `heard` is when it last sent something, by the loop's clock. `settled`: its first SETTINGS came; `acknowledged`: it
-    has ours. `last` is the highest stream that it opened. `leaving_at`: when it was told that we leave; `refusing`: it
-    has heard, or it leaves itself, and no more is taken.
+    has ours. `last` is the highest stream that it opened, `window` what it may still send. `turn`: how many calls are
+    begun before others have their turn; `answered`: how many were answered. `leaving_at`: when it was told that we
+    leave; `refusing`: it has heard, or it leaves itself, and no more is taken.
     """
 
     def __init__(self, door: Owner) -> None:
@@ -38,16 +40,16 @@ class Connection(asyncio.Protocol):
         self.streams: dict[int, Stream] = {}
         self.heard = self._since = door.loop.time()
         self._transport: asyncio.Transport | None = None
-        self._reader = HeaderReader(max_list_bytes=door.limits.header_bytes)
+        self.reader = HeaderReader(max_list_bytes=door.limits.header_bytes)
         self._rest = b""
-        self._turn = _TURN
+        self.turn = _TURN
         self._preface = self.settled = self.acknowledged = False
-        self._window = h2.DEFAULT_WINDOW
+        self.window = h2.DEFAULT_WINDOW
         self.last = 0
         self._block: tuple[int, int, bytearray, int] | None = None
         self._gone: dict[int, None] = {}
         self._budget = Budget(door.limits.noise, door.limits.noise_rate, self._since)
-        self._answered = 0
+        self.answered = 0
         self._asked = self.leaving_at = 0.0
         self.refusing = self._ended = False
         self._controls = Controls(self)
@@ -67,8 +69,8 @@ class Connection(asyncio.Protocol):
             h2.MAX_FRAME_SIZE: limits.frame_bytes,
             h2.MAX_HEADER_LIST_SIZE: limits.header_bytes,
         }
-        grown = limits.window_bytes - self._window
-        self._window = limits.window_bytes
+        grown = limits.window_bytes - self.window
+        self.window = limits.window_bytes
         self.output.write(h2.settings(values) + (h2.window_update(0, grown) if grown > 0 else b""))
         if full or door.draining:
             self._fail(ConnectionFault(Code.REFUSED_STREAM, "the server has as many connections as it takes"))
@@ -80,7 +82,7 @@ class Connection(asyncio.Protocol):
             return
         if self._rest:
             data = self._rest + data
-        self._turn = _TURN
+        self.turn = _TURN
         self.output.corked = True
         try:
             self._rest = data[self._frames(data) :]
@@ -94,7 +96,7 @@ class Connection(asyncio.Protocol):
             self.output.flush()
         if self.refusing and not self.streams:
             self._close()
-        elif not self._turn and self._transport is not None and not self._ended:
+        elif not self.turn and self._transport is not None and not self._ended:
             self._transport.pause_reading()
             self.door.loop.call_soon(self._go_on)
 
@@ -140,7 +142,7 @@ class Connection(asyncio.Protocol):
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "this port speaks HTTP/2 (gRPC) only")
             self._preface, at = True, len(h2.PREFACE)
         unpack = h2.unpack_head
-        while end - at >= 9 and self._turn:
+        while end - at >= 9 and self.turn:
             high, low, kind, flags, number = unpack(data, at)
             length, number = high << 8 | low, number & h2.MAX_STREAM_ID
             if length > longest:
@@ -157,7 +159,9 @@ class Connection(asyncio.Protocol):
                 if kind == h2.DATA:
                     self._on_data(number, flags, data, start, stop)
                 elif kind == h2.HEADERS and flags in _PLAIN:
-                    self._on_block(number, data[start:stop], flags & h2.END_STREAM)
+                    at = (flags == h2.END_HEADERS and answered_at_once(self, number, data, start, stop)) or stop
+                    if at == stop:
+                        self._on_block(number, data[start:stop], flags & h2.END_STREAM)
                 elif kind == h2.HEADERS:
                     self._on_headers(number, flags, data[start:stop])
                 elif kind == h2.CONTINUATION:
@@ -169,15 +173,19 @@ class Connection(asyncio.Protocol):
                 self.reset(fault.stream, fault.code)
         return at
 
+    def take(self, length: int) -> None:
+        """Count bytes of DATA against the connection's window, and open it again once half of it is used."""
+        full = self.limits.window_bytes
+        self.window -= length
+        if self.window < full >> 1:
+            if self.window < 0:
+                raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
+            self.output.write(h2.window_update(0, full - self.window))
+            self.window = full
+
     def _on_data(self, number: int, flags: int, data: bytes, start: int, stop: int) -> None:
         length = stop - start
-        limits = self.limits
-        self._window -= length
-        if self._window < limits.window_bytes >> 1:
-            if self._window < 0:
-                raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
-            self.output.write(h2.window_update(0, limits.window_bytes - self._window))
-            self._window = limits.window_bytes
+        self.take(length)
         if flags & h2.PADDED:
             if not length or data[start] >= length:
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "padding is longer than its frame")
@@ -218,16 +226,7 @@ class Connection(asyncio.Protocol):
             raise StreamFault(number, Code.STREAM_CLOSED)
 
     def _on_headers(self, number: int, flags: int, block: bytes) -> None:
-        start, stop = 0, len(block)
-        if flags & h2.PADDED:
-            if not block or block[0] >= stop:
-                raise ConnectionFault(Code.PROTOCOL_ERROR, "padding is longer than its frame")
-            start, stop = 1, stop - block[0]
-        if flags & h2.HAS_PRIORITY:
-            if stop - start < 5:
-                raise ConnectionFault(Code.FRAME_SIZE_ERROR, "a HEADERS frame is too short")
-            start += 5
-        block = block[start:stop]
+        block = h2.block_of(flags, block)
         if flags & h2.END_HEADERS:
             self._on_block(number, block, flags & h2.END_STREAM)
         else:
@@ -248,7 +247,7 @@ class Connection(asyncio.Protocol):
 
     def _on_block(self, number: int, block: bytes, ended: int) -> None:
         # decoded also where it is of no use: it may change the table
-        head = self._reader.known.get(block) or self._reader.read(block)
+        head = self.reader.known.get(block) or self.reader.read(block)
         stream = self.streams.get(number)
         if stream is not None:
             if not stream.remote_open:
@@ -266,7 +265,7 @@ class Connection(asyncio.Protocol):
             self.cost(1)
             return
         self.last = number
-        self._turn -= 1
+        self.turn -= 1
         if len(self.streams) >= self.limits.streams or self.refusing:
             raise StreamFault(number, Code.REFUSED_STREAM)
         if head.fault:
@@ -278,7 +277,7 @@ class Connection(asyncio.Protocol):
 
     def cost(self, units: int) -> None:
         """Count work that carries nothing. Raises ConnectionFault: too much of it."""
-        self._budget.spend(units, now=self.heard, done=self._answered + self.output.data_frames)
+        self._budget.spend(units, now=self.heard, done=self.answered + self.output.data_frames)
 
     # streams that end
 
@@ -293,7 +292,7 @@ class Connection(asyncio.Protocol):
 
     def _finished(self, stream: Stream) -> None:
         """The answer is written."""
-        self._answered += 1
+        self.answered += 1
         if stream.remote_open:  # it need not send the rest
             self.output.write(h2.rst_stream(stream.id, Code.NO_ERROR))
             self._remember(stream.id)

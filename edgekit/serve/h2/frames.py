@@ -98,3 +98,17 @@ def rst_stream(stream: int, code: Code) -> bytes:
 def goaway(last_stream: int, code: Code, why: str = "") -> bytes:
     """A GOAWAY frame; `why` is for whoever debugs the peer."""
     return frame(GOAWAY, 0, 0, _GOAWAY.pack(last_stream, code) + why.encode()[:256])
+
+
+def block_of(flags: int, payload: bytes) -> bytes:
+    """The header block in the payload of a HEADERS frame. Raises ConnectionFault: padding or priority do not fit."""
+    start, stop = 0, len(payload)
+    if flags & PADDED:
+        if not payload or payload[0] >= stop:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "padding is longer than its frame")
+        start, stop = 1, stop - payload[0]
+    if flags & HAS_PRIORITY:
+        if stop - start < 5:
+            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "a HEADERS frame is too short")
+        start += 5
+    return payload[start:stop]

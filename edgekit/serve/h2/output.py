@@ -86,19 +86,30 @@ class Output:
         self, stream: Stream, head: bytes, parts: Sequence[bytes | memoryview], size: int, trailers: bytes
     ) -> None:
         """A whole answer: a header block, a body of `size` bytes in `parts`, and a block of trailers."""
-        if size > self.window or size > stream.send_window or size > self.frame_bytes or self._prefix:
+        if size > stream.send_window or not self.whole(stream.id, head, parts, size, trailers):
             self.start(stream, head)
             self.send(stream, parts, size)
             self.end(stream, trailers)
             return
-        number = stream.id.to_bytes(4, "big")
+        self._finished(stream)
+        if not self.corked:
+            self.flush()
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing has to go before the next header block."""
+        return not self._prefix
+
+    def whole(self, stream: int, head: bytes, parts: Sequence[bytes | memoryview], size: int, trailers: bytes) -> bool:
+        """A whole answer on a new stream, for the next `flush`; False if it is more than can be sent at once."""
+        if size > self.window or size > self.stream_window or size > self.frame_bytes or self._prefix:
+            return False
+        number = stream.to_bytes(4, "big")
         self.window -= size
         self.data_frames += 1
         start, data, end = _opening(len(head), size, len(trailers))
         self._pieces.append(b"".join((start, number, head, data, number, *parts, end, number, trailers)))
-        self._finished(stream)
-        if not self.corked:
-            self.flush()
+        return True
 
     def start(self, stream: Stream, head: bytes) -> None:
         """The header block of an answer."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from edgekit.serve.h2.headers import Head
 from edgekit.serve.h2.limits import Limits
@@ -11,6 +12,10 @@ from edgekit.serve.h2.stream import Stream
 
 if TYPE_CHECKING:
     from edgekit.serve.h2.connection import Connection
+
+
+Whole: TypeAlias = "tuple[bytes, Sequence[bytes | memoryview], int, bytes]"
+"""A whole answer: a header block, the parts of a body and its bytes, and a block of trailers."""
 
 
 class Owner(Protocol):
@@ -24,4 +29,8 @@ class Owner(Protocol):
 
     def new_stream(self, connection: Connection, stream_id: int, send_window: int, head: Head) -> Stream:
         """A stream of the door's own class for what `head` asks."""
+        ...
+
+    def at_once(self, head: Head, body: bytes) -> Whole | None:
+        """The whole answer to a call that came in one piece, where the door can give it at once."""
         ...
