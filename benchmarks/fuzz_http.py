@@ -2,10 +2,11 @@
 
     python benchmarks/fuzz_http.py [--requests 1000000] [--seed 0]
 
-Each conversation runs twice: in one piece, on a door that remembers heads, and cut at random on one that does not; both
-must answer alike. A run counts as clean if nothing was answered 5xx, no answer was missing, cut or different, nothing
-was logged as an error, and every byte that was counted as held is let go of when its connection ends. Then the cases by
-which one request is smuggled behind another must all be refused, with nothing behind them answered.
+Each conversation runs twice: in one piece, on a door that remembers heads and what they ask, and cut at random on one
+that does not; both must answer alike. A run counts as clean if nothing was answered 5xx, no answer was missing, cut or
+different, nothing was logged as an error, and every byte that was counted as held is let go of when its connection
+ends. Then the cases by which one request is smuggled behind another must all be refused, with nothing behind them
+answered.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from edgekit.runtime.ort import OrtSession
 from edgekit.serve.app import App
 from edgekit.serve.heads import Heads
 from edgekit.serve.http import Door
-from edgekit.serve.http_messages import HttpRequest
+from edgekit.serve.http_messages import KnownHead
 from edgekit.serve.limits import Limits
 from edgekit.serve.model import Model
 from edgekit.serve.repository import Repository
@@ -102,7 +103,7 @@ SMUGGLING = {
 class Forgetful(Heads):
     """Gives every request to the parser."""
 
-    def read(self, data: bytes) -> HttpRequest | None:
+    def find(self, data: bytes) -> KnownHead | None:
         return None
 
 
@@ -155,7 +156,7 @@ class Side:
     """One door, and what it answers to a conversation."""
 
     def __init__(self, app: App, loop: asyncio.AbstractEventLoop, *, remembers: bool) -> None:
-        routes = Routes(app, post=loop.call_soon_threadsafe, max_body_bytes=1 << 20)
+        routes = Routes(app, post=loop.call_soon_threadsafe, max_body_bytes=1 << 20, shortcuts=True)
         self.door = Door(routes.handle, limits=Limits(body_bytes=1 << 20, pipelined=64), loop=loop)
         if not remembers:
             self.door.heads = Forgetful()
