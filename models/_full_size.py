@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from _data import photo_crops
-from edgekit import ImagePreprocess
+from _zoo import Zoo
+from edgekit import ImagePreprocess, ModelSpec, TensorSpec
 
 IMAGENET = ImagePreprocess(height=224, width=224, resize="crop", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """How nets trained on ImageNet take a photograph."""
@@ -78,3 +79,24 @@ def agreement(build: Callable[[], nn.Module]) -> Callable[[Any, int], Mapping[st
         return {"cosine": float((given * wanted).sum() / np.sqrt((given**2).sum() * (wanted**2).sum()))}
 
     return evaluate
+
+
+def full_size(name: str, title: str, make: Callable[[], nn.Module]) -> tuple[ModelSpec, Zoo]:
+    """`SPEC` and `ZOO` of the net that `make` gives, for 1000 classes of photographs, with random weights."""
+
+    def build() -> nn.Module:
+        return with_random_weights(make)
+
+    spec = ModelSpec(
+        name=name,
+        description=f"{title}, full size, random weights",
+        license="Apache-2.0",
+        build=build,
+        inputs=(TensorSpec("image", "float32", ("batch", 3, 224, 224)),),
+        outputs=("logits",),
+        preprocess={"image": IMAGENET},
+        samples=samples,
+        evaluate=agreement(build),
+        tolerance=TOLERANCE,
+    )
+    return spec, Zoo(group="classic CNNs", title=title, data="photographs", weights="random", arguments=QUICK)

@@ -9,9 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from _full_size import IMAGENET, QUICK, TOLERANCE, agreement, samples, with_random_weights
-from _zoo import Zoo
-from edgekit import ModelSpec, TensorSpec
+from _full_size import full_size
 
 MODULES = (
     (64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64), None,
@@ -69,27 +67,4 @@ class GoogLeNet(nn.Module):
         return self.head(self.features(image).mean(dim=(2, 3)))
 
 
-def build() -> nn.Module:
-    return with_random_weights(GoogLeNet)
-
-
-SPEC = ModelSpec(
-    name="googlenet",
-    description="GoogLeNet, full size, random weights",
-    license="Apache-2.0",
-    build=build,
-    inputs=(TensorSpec("image", "float32", ("batch", 3, 224, 224)),),
-    outputs=("logits",),
-    preprocess={"image": IMAGENET},
-    samples=samples,
-    evaluate=agreement(build),
-    tolerance=TOLERANCE,
-)
-
-ZOO = Zoo(
-    group="classic CNNs",
-    title="GoogLeNet",
-    data="photographs",
-    weights="random",
-    arguments=QUICK,
-)
+SPEC, ZOO = full_size("googlenet", "GoogLeNet", GoogLeNet)

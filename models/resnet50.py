@@ -8,9 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from _full_size import IMAGENET, QUICK, TOLERANCE, agreement, samples, with_random_weights
-from _zoo import Zoo
-from edgekit import ModelSpec, TensorSpec
+from _full_size import full_size
 from resnet18 import ResNet, shortcut
 
 
@@ -40,27 +38,4 @@ class ResNet50(ResNet):
         super().__init__(Bottleneck, (3, 4, 6, 3), width, classes)
 
 
-def build() -> nn.Module:
-    return with_random_weights(ResNet50)
-
-
-SPEC = ModelSpec(
-    name="resnet50",
-    description="ResNet-50, full size, random weights",
-    license="Apache-2.0",
-    build=build,
-    inputs=(TensorSpec("image", "float32", ("batch", 3, 224, 224)),),
-    outputs=("logits",),
-    preprocess={"image": IMAGENET},
-    samples=samples,
-    evaluate=agreement(build),
-    tolerance=TOLERANCE,
-)
-
-ZOO = Zoo(
-    group="classic CNNs",
-    title="ResNet-50",
-    data="photographs",
-    weights="random",
-    arguments=QUICK,
-)
+SPEC, ZOO = full_size("resnet50", "ResNet-50", ResNet50)

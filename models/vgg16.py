@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from _full_size import IMAGENET, QUICK, TOLERANCE, agreement, samples, with_random_weights
-from _zoo import Zoo
-from edgekit import ModelSpec, TensorSpec
+from _full_size import full_size
 
 
 class VGG16(nn.Module):
@@ -45,27 +43,4 @@ class VGG16(nn.Module):
         return self.head(self.features(image))
 
 
-def build() -> nn.Module:
-    return with_random_weights(VGG16)
-
-
-SPEC = ModelSpec(
-    name="vgg16",
-    description="VGG-16, full size, random weights",
-    license="Apache-2.0",
-    build=build,
-    inputs=(TensorSpec("image", "float32", ("batch", 3, 224, 224)),),
-    outputs=("logits",),
-    preprocess={"image": IMAGENET},
-    samples=samples,
-    evaluate=agreement(build),
-    tolerance=TOLERANCE,
-)
-
-ZOO = Zoo(
-    group="classic CNNs",
-    title="VGG-16",
-    data="photographs",
-    weights="random",
-    arguments=QUICK,
-)
+SPEC, ZOO = full_size("vgg16", "VGG-16", VGG16)

@@ -60,10 +60,10 @@ class Strict:
 
 def test_interleaved_calls_of_all_sizes(server: Running) -> None:
     with Strict(server.grpc) as client:
-        interleave(client)
+        assert_interleaved_calls_answer(client)
 
 
-def interleave(client: Strict) -> None:
+def assert_interleaved_calls_answer(client: Strict) -> None:
     rng = random.Random(7)
     left: dict[int, bytes] = {}
     rows: dict[int, np.ndarray] = {}
@@ -107,10 +107,10 @@ def interleave(client: Strict) -> None:
 
 def test_a_stream_and_its_backpressure(server: Running) -> None:
     with Strict(server.grpc) as client:
-        stream(client)
+        assert_a_stream_answers_under_backpressure(client)
 
 
-def stream(client: Strict) -> None:
+def assert_a_stream_answers_under_backpressure(client: Strict) -> None:
     client.open(1, "ModelStreamInfer")
     client.flush()
     x = np.ones((5000, 4), np.float32)
