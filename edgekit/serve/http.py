@@ -27,6 +27,7 @@ GONE_S = 0.25
 _IDLE, _HEAD, _BODY = range(3)
 _TURN = 32  # requests of one connection that are answered before others have their turn
 _JOIN_BYTES = 64 << 10  # below this, one copy is quicker than a list of buffers
+_JOINED = HttpRequest(b"POST", b"", {})  # stands for one that is answered as this turn of the loop ends
 
 
 class Door:
@@ -87,6 +88,7 @@ class Connection(asyncio.Protocol):
         self._refusal: HttpResponse | None = None
         self._continue = self._pumping = self._eof = False
         self._lingering = self._write_paused = self._read_paused = False
+        self._send_joined = partial(self._respond, _JOINED)
 
     # what the transport calls
 
@@ -124,6 +126,11 @@ class Connection(asyncio.Protocol):
     def _take(self, known: KnownHead, data: bytes) -> None:
         """Answer a request whose head is known: the short way if there is one."""
         short = None if self._write_paused or self._door.draining else known.repeating
+        if short is not None and short.joins:
+            self._answering = _JOINED
+            if short.join(data, known.end, self._send_joined):
+                return
+            self._answering = None
         answer = None if short is None else short.now(data, known.end)
         if answer is not None and self._transport is not None:
             if isinstance(answer, bytes):

@@ -76,6 +76,13 @@ class Repeating(Protocol):
         """Whether nothing has changed that it rests on."""
         ...
 
+    joins: bool
+    """Whether `join` is to be asked before `now`."""
+
+    def join(self, data: bytes, end: int, send: Send) -> bool:
+        """Answer the request in `data`, whose body begins at `end`, as this turn ends; False if that cannot be."""
+        ...
+
     def now(self, data: bytes, end: int) -> bytes | HttpResponse | None:
         """The answer to the request in `data`, whose body begins at `end`, if it can be had at once."""
         ...

@@ -74,6 +74,11 @@ class Joiner:
         """Whether every output has a row for each row that goes in, by its declared shape."""
         return bool(self._batch and self._outputs) and None not in self._out_axes.values()
 
+    @property
+    def joins_in_front(self) -> bool:
+        """Whether all that is joined and split is so along its first axis, and nothing is shared."""
+        return self.joinable and {*self._axes.values(), *self._out_axes.values()} == {0}
+
     def check(self, feed: Feed) -> Checked:
         """`feed` in the model's order, checked; shapes that were seen before are not looked at again.
 

@@ -6,6 +6,7 @@ Repeat keeps it, and holds as long as nothing that it rests on has changed. Each
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import numpy as np
 from edgekit.serve.app import App, cancel, status_of
 from edgekit.serve.messages import InferRequest, InferResponse, OutputTensor
 from edgekit.serve.model import Model
+from edgekit.serve.turn import Given
 from edgekit.serve.worker import Done, Job, Outcome, Post
 from edgekit.tensors import Array, Tensors
 
@@ -47,6 +49,10 @@ class Repeat:
         like = {**self._defaults, **{name: np.zeros(shape, dtype) for name, dtype, shape, _ in tensors}}
         self._rows = model.rows_of(like)
         self._quick = model.worker.is_quick(like) and not model.worker.pads
+        self._spans = tuple((offset, offset + dtype.itemsize * math.prod(shape)) for _, dtype, shape, offset in tensors)
+        inputs = [(name, dtype, shape) for name, dtype, shape, _ in tensors]
+        self._turn = model.worker.turn(inputs, stats=self._stats, soon=app.soon) if self._quick else None
+        self.joins = self._turn is not None and not self._defaults
 
     @property
     def holds(self) -> bool:
@@ -65,6 +71,13 @@ class Repeat:
         run_ns = time.perf_counter_ns() - started_ns
         self._stats.ran_alone(self._rows, run_ns)
         return outputs
+
+    def join(self, data: bytes | bytearray | memoryview, base: int, given: Given) -> bool:
+        """Run as this turn of the loop ends, with others that came in it, if `joins`; False if that cannot be now."""
+        if self._turn is None or not self.holds or self._worker.closed or not self._turn.gathers():
+            return False
+        self._turn.add(tuple([data[base + start : base + end] for start, end in self._spans]), given)
+        return True
 
     def submit(self, data: bytes, base: int, done: Done) -> Job | None:
         """Run in its turn: as `Worker.submit`, whose errors it raises."""

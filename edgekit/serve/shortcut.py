@@ -29,11 +29,23 @@ class Shortcut:
         parts, length = encode_response(result)
         answer = HttpResponse(200, parts, BINARY, binary_header(length))
         self._first = answer.head(sum(map(len, parts))) + bytes(parts[0])
+        self.joins = repeat.joins
 
     @property
     def holds(self) -> bool:
         """Whether nothing has changed that it rests on."""
         return self._repeat.holds
+
+    def join(self, data: bytes, end: int, send: Send) -> bool:
+        """Answer the request in `data`, whose body begins at `end`, as this turn ends; False if that cannot be."""
+        return data.startswith(self._json, end) and self._repeat.join(data, end, partial(self._given, send))
+
+    def _given(self, send: Send, outputs: Tensors | Exception) -> None:
+        if isinstance(outputs, Exception):
+            self._repeat.count_failed(outputs, time.perf_counter_ns())
+            send(error_response(outputs))
+        else:
+            send(self._answer(outputs))
 
     def now(self, data: bytes, end: int) -> bytes | HttpResponse | None:
         """The answer to the request in `data`, whose body begins at `end`, if it can be had at once."""

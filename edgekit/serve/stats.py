@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,6 +137,27 @@ class Stats:
             entry = self.batches[rows] = BatchStats()
         entry.runs += 1
         entry.run_ns += run_ns
+
+    def ran_together(self, rows: int, waits_ns: Sequence[int], join_ns: int, run_ns: int, split_ns: int) -> None:
+        """Count requests of `rows` rows each that one run answered, by how long each waited for it."""
+        count, whole_ns = len(waits_ns), join_ns + run_ns + split_ns
+        self.ran(rows * count, run_ns, join_ns, split_ns)
+        waited_ns = sum(waits_ns)
+        self.samples += rows * count
+        self.computed += count
+        self.last_ms = time.time_ns() // 1_000_000
+        self.success.count += count
+        self.success.ns += waited_ns + whole_ns * count
+        self.queue.ns += waited_ns
+        self.run.ns += run_ns * count
+        self.join.ns += join_ns * count
+        self.split.ns += split_ns * count
+        queued, asked = self.queue_times, self.request_times
+        queued.ns += waited_ns
+        asked.ns += waited_ns + whole_ns * count
+        for wait_ns in waits_ns:
+            queued.counts[bisect_left(_BOUNDS_NS, wait_ns)] += 1
+            asked.counts[bisect_left(_BOUNDS_NS, wait_ns + whole_ns)] += 1
 
     def from_cache(self, *, rows: int, total_ns: int, lookup_ns: int) -> None:
         """Count a request that was answered without a run."""

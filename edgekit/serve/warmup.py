@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ MAX_ROWS = 32
 
 PAYS = 0.9
 """Twice the rows must cost less than this much a row, else the smaller batch is as good and quicker."""
+
+NEARLY = 1.25
+"""Within this of the least, fewer rows are better: their answers leave sooner, and clients work meanwhile."""
 
 MAX_JOINED_BYTES = 32 << 20
 
@@ -51,6 +55,21 @@ class Cost:
             if size <= known:
                 return latency_s
         return latency_s * size / max(1, known)
+
+    def rows_that_pay(self, extra_s: float, *, longest_s: float = math.inf) -> int:
+        """The fewest rows at which one costs about the least, if each takes `extra_s` more in company; 1: none pay.
+
+        Runs that take over `longest_s` are left out.
+        """
+        per_row_s = {1: self.latency_s}
+        for size, run_s in self.steps:
+            if run_s <= longest_s:
+                rows = size // max(1, self.feed_bytes)
+                per_row_s[rows] = run_s / rows + extra_s
+        least_s = min(per_row_s.values())
+        if least_s > PAYS * self.latency_s:
+            return 1
+        return min(rows for rows, each_s in per_row_s.items() if each_s <= NEARLY * least_s)
 
 
 def size_of(feed: Feed) -> int:
@@ -87,6 +106,7 @@ def measure_joined(
     quantization, statistics over the batch) by more than `limit` of their norm is not joined.
     """
     best, per_row_s, steps, spent_s, rows = 1, cost.quickest_s or cost.latency_s, [], 0.0, 2
+    barely, least_s = 1, per_row_s  # the same for the run alone: some requests cost next to nothing to join
     while joiner.joinable and rows <= MAX_ROWS and rows * cost.feed_bytes <= MAX_JOINED_BYTES:
         if spent_s + 3 * rows * per_row_s > budget_s:
             break
@@ -104,7 +124,9 @@ def measure_joined(
         steps.append((size_of(feed), statistics.median(times)))
         if whole_s / rows < PAYS * per_row_s:  # the quickest: other work on the machine only ever adds
             best, per_row_s = rows, whole_s / rows
-        elif rows >= 4 * best:
+        if min(times) / rows < PAYS * least_s:
+            barely, least_s = rows, min(times) / rows
+        if rows >= 4 * max(best, barely):
             break
         rows *= 2
     return best, replace(cost, steps=tuple(steps))

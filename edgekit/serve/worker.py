@@ -8,11 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
+from weakref import WeakValueDictionary
 
 from edgekit.runtime.session import Session
 from edgekit.serve.batcher import Batcher, Policy, Ticket
 from edgekit.serve.joining import Checked, Joiner
 from edgekit.serve.messages import RequestError
+from edgekit.serve.stats import Stats
+from edgekit.serve.turn import Places, Turn, first_axis
 from edgekit.serve.warmup import Cost, size_of
 from edgekit.tensors import Feed, Tensors
 
@@ -23,6 +26,9 @@ INLINE_S = 300e-6
 
 PROBE = 32
 """While requests come one at a time, one of so many waits for the end of the loop's turn, to see if others come."""
+
+TURN_S = 1e-6
+"""What a request that repeats costs more in company than alone."""
 
 Post: TypeAlias = Callable[..., Any]
 """`post(function, *arguments)` calls a function on the server's own thread, soon. Safe from any thread."""
@@ -89,6 +95,8 @@ class Worker:
         self._pending: list[Job] = []
         self._crowded = False
         self._turn = 0
+        self._turns: WeakValueDictionary[Any, Turn] = WeakValueDictionary()
+        self._turn_rows = self._rows_of_a_turn()
 
     @property
     def inline(self) -> bool:
@@ -177,6 +185,29 @@ class Worker:
         self._turn = turn
         return True
 
+    def turn(self, inputs: Places, *, stats: Stats, soon: Post | None) -> Turn | None:
+        """What runs requests with `inputs` (name, numpy type, shape) together; None where that does not pay."""
+        if soon is None or self._turn_rows == 1 or not first_axis(inputs):
+            return None
+        key = tuple(inputs)
+        found = self._turns.get(key)
+        if found is None:
+            found = Turn(self._session.run, inputs, stats=stats, most=self._turn_rows, soon=soon)
+            self._turns[key] = found
+        return found
+
+    def _rows_of_a_turn(self) -> int:
+        """Rows of one run of requests that repeat, on the server's thread; 1 if that does not pay."""
+        cost = self._cost
+        if cost is None or not self.inline or self._joiner.pads or not self._joiner.joins_in_front:
+            return 1
+        if cost.steps:
+            return cost.rows_that_pay(TURN_S, longest_s=INLINE_S)
+        rows = self._policy.max_rows  # asked for, so not measured
+        while rows > 1 and cost.of_bytes(rows * cost.feed_bytes) > INLINE_S:
+            rows //= 2
+        return rows
+
     def cancel(self, job: Job) -> bool:
         """Give up `job` if it has not begun; then its `done` is never called."""
         with self._ready:
@@ -192,6 +223,8 @@ class Worker:
     def retire(self) -> None:
         """Take nothing new. Called on the server's thread, before `close`."""
         self._flush()
+        for turn in list(self._turns.values()):
+            turn.flush()
         with self._ready:
             self._closed = True
             self._ready.notify_all()

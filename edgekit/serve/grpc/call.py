@@ -26,6 +26,7 @@ from edgekit.serve.grpc.status import (
 from edgekit.serve.h2.connection import Connection
 from edgekit.serve.h2.stream import Stream
 from edgekit.serve.messages import InferRequest, InferResponse
+from edgekit.tensors import Tensors
 
 if TYPE_CHECKING:
     from edgekit.serve.grpc.door import GrpcDoor
@@ -165,6 +166,8 @@ class UnaryCall(Call):
                 reader = self.serve.reader
                 plan = reader.plan(whole)
                 short = None if plan is None or self.route.encoding else plan.repeating
+                if short is not None and (short.joins and short.join(whole, partial(self._joined, short))):
+                    return
                 if short is not None and self._now(short, whole):
                     return
                 known = reader.recall(whole)
@@ -187,6 +190,16 @@ class UnaryCall(Call):
         if answer is not None:
             self._finish(*answer)
         return answer is not None
+
+    def _joined(self, repeating: Repeating, outputs: Tensors | Exception) -> None:
+        if isinstance(outputs, Exception):
+            repeating.failed(outputs, time.perf_counter_ns())
+            self.fail(outputs)
+        elif self.answering:
+            try:
+                self._finish(*repeating.answer(outputs))
+            except Exception as error:
+                self.fail(error)
 
     def _act(self, data: Message) -> None:
         if len(data) < PREFIX.size:

@@ -25,11 +25,12 @@ from edgekit.serve.h2.connection import Connection
 from edgekit.serve.h2.door import H2Door
 from edgekit.serve.h2.headers import Head
 from edgekit.serve.h2.limits import Limits
-from edgekit.serve.h2.owner import Whole
+from edgekit.serve.h2.owner import Given, Owed, Whole
 from edgekit.serve.messages import InferRequest, InferResponse
 from edgekit.serve.model import Model
 from edgekit.serve.repeat import Repeat, repeats, watched
 from edgekit.serve.worker import Post
+from edgekit.tensors import Tensors
 
 if TYPE_CHECKING:
     from edgekit.serve.peers import Peers
@@ -96,16 +97,19 @@ class GrpcDoor(H2Door):
             call.traceparent = head.headers.get(b"traceparent", b"").decode("latin-1")
         return call
 
-    def at_once(self, head: Head, body: bytes) -> Whole | None:
+    def at_once(self, head: Head, body: bytes, room: int, given: Given) -> Whole | Owed | None:
         """The answer to a call that came in one piece, if it repeats one in all but its tensors."""
         route: Route | None = head.route
         if route is None or route.method is not INFER or route.encoding or route.refusal is not None:
             return None
         plan = self.reader.plan(body)
-        if plan is None or plan.repeating is None:
+        short = None if plan is None else plan.repeating
+        if short is None:
             return None
+        if short.joins and short.size <= room and short.join(body, partial(_joined, short, given)):
+            return Owed.SOON
         try:
-            answer = plan.repeating.now(body)
+            answer = short.now(body)
         except Exception:  # the long way tells the client
             return None
         return None if answer is None else (HEAD, *answer, TRAILERS)
@@ -187,3 +191,12 @@ class GrpcDoor(H2Door):
         """Let go of the threads."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _joined(repeating: Repeating, given: Given, outputs: Tensors | Exception) -> None:
+    """Hand on what became of a call that ran with others."""
+    if isinstance(outputs, Exception):
+        repeating.failed(outputs, time.perf_counter_ns())
+        given(outputs)
+    else:
+        given((HEAD, *repeating.answer(outputs), TRAILERS))

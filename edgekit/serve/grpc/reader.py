@@ -12,6 +12,7 @@ from edgekit.serve.grpc.codec import PREFIX, Message, decode_request, encode_fra
 from edgekit.serve.messages import InferRequest, InferResponse, WantedOutput
 from edgekit.serve.model import Model
 from edgekit.serve.repeat import MISSES, Repeat
+from edgekit.serve.turn import Given
 from edgekit.tensors import Tensors
 
 _MAX_PLANS = 64
@@ -59,38 +60,48 @@ class Plan:
 
 
 class Repeating:
-    """The short way through gRPC for messages that repeat in all but their tensors: see `edgekit.serve.repeat`."""
+    """The short way through gRPC for messages that repeat in all but their tensors: see `edgekit.serve.repeat`.
+
+    `joins`: whether `join` is to be asked, not `now`. `size`: bytes of an answer like the first.
+    """
 
     def __init__(self, repeat: Repeat, plan: Plan, result: InferResponse) -> None:
         self._repeat, self._between = repeat, plan.between
-        self._size = encode_framed(result)[1]
-        self._before = [bytes(part) for part in encode_framed(result)[0][::2]]
+        parts, self.size = encode_framed(result)
+        self._before = [bytes(part) for part in parts[::2]]
+        self.joins = repeat.joins
 
     @property
     def holds(self) -> bool:
         """Whether nothing has changed that it rests on."""
         return self._repeat.holds
 
+    def join(self, framed: Message, given: Given) -> bool:
+        """Run `framed` as this turn of the loop ends; False if that cannot be."""
+        return self._fits(framed) and self._repeat.join(framed, 0, given)
+
     def now(self, framed: Message) -> tuple[list[bytes | memoryview], int] | None:
         """The framed answer to `framed` and its bytes, if it can be had at once. Raises what the runtime does."""
-        for at, wanted in self._between:
-            if framed[at : at + len(wanted)] != wanted:
-                return None
-        outputs = self._repeat.run_now(framed, 0)
-        return None if outputs is None else self._answer(outputs)
+        outputs = self._repeat.run_now(framed, 0) if self._fits(framed) else None
+        return None if outputs is None else self.answer(outputs)
+
+    def _fits(self, framed: Message) -> bool:
+        between = self._between
+        return not between or all(framed[at : at + len(wanted)] == wanted for at, wanted in between)
 
     def failed(self, error: Exception, started_ns: int) -> None:
         """Count what `now` raised."""
         self._repeat.count_failed(error, started_ns)
 
-    def _answer(self, outputs: Tensors) -> tuple[list[bytes | memoryview], int]:
+    def answer(self, outputs: Tensors) -> tuple[list[bytes | memoryview], int]:
+        """The framed answer of `outputs` and its bytes."""
         parts: list[bytes | memoryview] = []
         for before, (name, shape) in zip(self._before, self._repeat.shapes):
             value = outputs[name]
             if value.shape != shape:
                 return encode_framed(self._repeat.response(outputs))
             parts += (before, value.tobytes())
-        return parts, self._size
+        return parts, self.size
 
 
 class InferReader:

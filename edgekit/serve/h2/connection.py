@@ -31,8 +31,8 @@ class Connection(asyncio.Protocol):
 
     `heard` is when it last sent something, by the loop's clock. `settled`: its first SETTINGS came; `acknowledged`: it
     has ours. `last` is the highest stream that it opened, `window` what it may still send. `turn`: how many calls are
-    begun before others have their turn; `answered`: how many were answered. `leaving_at`: when it was told that we
-    leave; `refusing`: it has heard, or it leaves itself, and no more is taken.
+    begun before others have their turn; `answered`: how many were answered, `owed`: how many will be soon, without a
+    stream. `leaving_at`: when it was told that we leave; `refusing`: it has heard, or leaves itself; no more is taken.
     """
 
     def __init__(self, door: Owner) -> None:
@@ -49,7 +49,7 @@ class Connection(asyncio.Protocol):
         self._block: tuple[int, int, bytearray, int] | None = None
         self._gone: dict[int, None] = {}
         self._budget = Budget(door.limits.noise, door.limits.noise_rate, self._since)
-        self.answered = 0
+        self.answered = self.owed = 0
         self._asked = self.leaving_at = 0.0
         self.refusing = self._ended = False
         self._controls = Controls(self)
@@ -94,9 +94,8 @@ class Connection(asyncio.Protocol):
         finally:
             self.output.corked = False
             self.output.flush()
-        if self.refusing and not self.streams:
-            self._close()
-        elif not self.turn and self._transport is not None and not self._ended:
+        self.leave_if_done()
+        if not self.turn and self._transport is not None and not self._ended:
             self._transport.pause_reading()
             self.door.loop.call_soon(self._go_on)
 
@@ -129,6 +128,11 @@ class Connection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
             self.output.pump()
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing can be answered any more."""
+        return self._ended or self._transport is None
 
     # frames
 
@@ -308,8 +312,7 @@ class Connection(asyncio.Protocol):
         if stream.held:
             stream.hold(-stream.held)
         self.streams.pop(stream.id, None)
-        if not self.streams and not self.output.corked and self.refusing:
-            self._close()
+        self.leave_if_done()
 
     def _remember(self, number: int) -> None:
         """What the client sent on this stream before it heard of its end is passed over."""
@@ -370,7 +373,11 @@ class Connection(asyncio.Protocol):
         if not self.refusing:
             self.refusing = True
             self.output.write(h2.goaway(self.last, Code.NO_ERROR))
-        if not self.streams and not self.output.corked:
+        self.leave_if_done()
+
+    def leave_if_done(self) -> None:
+        """Close a connection that is to end, once nothing is asked any more."""
+        if self.refusing and not self.streams and not self.owed and not self.output.corked:
             self._close()
 
     def _fail(self, fault: ConnectionFault) -> None:

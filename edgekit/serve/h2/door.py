@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from edgekit.serve.h2.connection import Connection
 from edgekit.serve.h2.headers import Head
 from edgekit.serve.h2.limits import Limits
-from edgekit.serve.h2.owner import Whole
+from edgekit.serve.h2.owner import Given, Owed, Whole
 from edgekit.serve.h2.stream import Stream
 
 
@@ -29,7 +29,7 @@ class H2Door(ABC):
     def new_stream(self, connection: Connection, stream_id: int, send_window: int, head: Head) -> Stream:
         """A stream of the door's own class for what `head` asks."""
 
-    def at_once(self, head: Head, body: bytes) -> Whole | None:
+    def at_once(self, head: Head, body: bytes, room: int, given: Given) -> Whole | Owed | None:
         """The whole answer to a call that came in one piece, where the door can give it at once; it need not."""
         return None
 

@@ -96,13 +96,18 @@ class Output:
             self.flush()
 
     @property
+    def room(self) -> int:
+        """Bytes of the longest body that `whole` takes now."""
+        return min(self.window, self.stream_window, self.frame_bytes)
+
+    @property
     def plain(self) -> bool:
         """Whether nothing has to go before the next header block."""
         return not self._prefix
 
     def whole(self, stream: int, head: bytes, parts: Sequence[bytes | memoryview], size: int, trailers: bytes) -> bool:
         """A whole answer on a new stream, for the next `flush`; False if it is more than can be sent at once."""
-        if size > self.window or size > self.stream_window or size > self.frame_bytes or self._prefix:
+        if size > self.room or self._prefix:
             return False
         number = stream.to_bytes(4, "big")
         self.window -= size

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 class Stream(ABC):
-    """One request and its answer. A door's class overrides `opened`, `received`, `dropped`, `drained`, `check_time`.
+    """One request and its answer. A door's class overrides `opened`, `received`, `dropped`, `fail`, `drained`,
+    `check_time`.
 
     `remote_open`: the client may send more. `receive_window`, `send_window`: bytes that either side may still send.
     `pending`, `backlog`: what waits for the client's window, and its bytes; `trailers` follow it. `since`: when
@@ -43,6 +44,10 @@ class Stream(ABC):
     @abstractmethod
     def dropped(self) -> None:
         """Nobody waits for an answer any more; none can be sent."""
+
+    @abstractmethod
+    def fail(self, error: Exception) -> None:
+        """End the answer with an error."""
 
     @abstractmethod
     def drained(self) -> None:
