@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from edgekit.serve.library import Library
     from edgekit.serve.listen import Sockets
     from edgekit.serve.peers import Peers
-    from edgekit.serve.systemd import Notifier
+    from edgekit.serve.supervisor import Line
     from edgekit.serve.tls import TlsFiles
 
 WATCH_S = 2.0
@@ -89,6 +89,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let clients load and unload models (default: if only this machine can reach the server)",
     )
     more.add_argument("--workers", type=_count, default=1, metavar="N", help="processes that share the ports (1)")
+    more.add_argument(
+        "--worker-timeout",
+        type=_amount,
+        default=30.0,
+        metavar="S",
+        help="a worker without a sign of life for so long is started again (30; 0: never)",
+    )
     more.add_argument("--uds", type=Path, metavar="PATH", help="also listen on a Unix socket, for HTTP and gRPC")
     more.add_argument("--uds-mode", type=_mode, default=0o660, metavar="OCTAL", help="who may use it (default: 660)")
     more.add_argument("--log", choices=("text", "json"), default="text", help="form of the log (default: text)")
@@ -145,11 +152,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("Nothing is listened on: --port is off, and there is neither --grpc-port nor --uds.")
     if not args.root.is_dir():
         raise UsageError(f"--root {args.root} is not a folder; expected the root of a file tree.")
-    from edgekit.serve.systemd import Notifier, handed_over
+    from edgekit.serve.systemd import handed_over
 
     sockets = handed_over()
     if args.workers == 1:
-        return _work(args, tls, sockets, None, partial(_announce, args), notifier=Notifier())
+        return _work(args, tls, sockets, None)
     if sockets is not None:
         raise UsageError("Sockets from systemd cannot be shared by several workers. Leave out --workers.")
     from edgekit.serve.listen import bind
@@ -158,7 +165,8 @@ def run(args: argparse.Namespace) -> int:
     _log_to_stderr(args)
     sockets = bind(args.host, _http_port(args), _grpc_port(args), uds=args.uds, uds_mode=args.uds_mode, shared=True)
     importlib.import_module("edgekit.serve.server")  # once, for all workers
-    return Supervisor(args.workers, sockets, partial(_work, args, tls)).run(partial(_announce, args))
+    hang_s = args.worker_timeout or None
+    return Supervisor(args.workers, sockets, partial(_work, args, tls), hang_s=hang_s).run(partial(_announce, args))
 
 
 def _work(
@@ -166,12 +174,9 @@ def _work(
     tls: TlsFiles | None,
     sockets: Sockets | None,
     peers: Peers | None,
-    ready: Callable[[str], None],
-    orphaned: Callable[[Callable[[], None]], None] | None = None,
-    *,
-    notifier: Notifier | None = None,
+    line: Line | None = None,
 ) -> int:
-    """Load and serve, alone or as one of several workers; `ready` is told where and what, as JSON."""
+    """Load and serve, alone or as one of several workers, which tell their supervisor over `line`."""
     import msgspec
 
     from edgekit.runtime.ort import physical_cores
@@ -182,6 +187,7 @@ def _work(
     from edgekit.serve.machine import MachineWatch
     from edgekit.serve.server import Server
     from edgekit.serve.settings import LogSettings, TraceSettings
+    from edgekit.serve.systemd import Notifier
     from edgekit.signature import TrustedKeys
 
     _log_to_stderr(args, worker=None if peers is None else peers.slot)
@@ -208,7 +214,7 @@ def _work(
         control=args.control,
         tls=tls,
         tokens=tokens,
-        notifier=notifier,
+        notifier=line or Notifier(),
         peers=peers,
     )
     server.app.machine = MachineWatch(
@@ -228,15 +234,19 @@ def _work(
 
         server.app.traces.send_to(Spans())
     server.app.logs = LogSettings(verbose=int(args.log_requests))
-    if orphaned is not None:
-        orphaned(server.stop)
+    if line is not None:
+        line.orphaned(server.stop)
 
     def started(url: str) -> None:
         names = [
             {"name": m.name, "version": m.version, "variant": m.session.variant, "device": m.session.device}
             for m in models
         ]
-        ready(msgspec.json.encode({"url": url, "grpc": server.grpc_address or None, "models": names}).decode())
+        text = msgspec.json.encode({"url": url, "grpc": server.grpc_address or None, "models": names}).decode()
+        if line is None:
+            _announce(args, text)
+        else:
+            line.announce(text)
 
     server.run(ready=started, signals=True)
     return 0

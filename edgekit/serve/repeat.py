@@ -64,7 +64,9 @@ class Repeat:
 
         Raises what the runtime does; that is not counted yet.
         """
-        if not (self._quick and self.holds and self._worker.take()):
+        if not (self._quick and self.holds):
+            return None
+        if self._worker.closed if self.joins else not self._worker.take():
             return None
         started_ns = time.perf_counter_ns()
         outputs = self._run(self._feed(data, base))

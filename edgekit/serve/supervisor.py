@@ -7,6 +7,7 @@ in the socket of a worker that dies are taken by its successor. It runs no model
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import logging
 import os
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.errors import EdgekitError
@@ -36,11 +37,46 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
 STOP_S = 20.0
 """How long workers may take to end; then they are killed."""
 
-Work = Callable[[Sockets, Peers, Callable[[str], None], Callable[[Callable[[], None]], None]], int]
-"""What a worker does: `work(sockets, peers, ready, orphaned)` serves, says `ready(text)`, and returns an exit code.
+BEAT_S = 1.0
+"""How often a worker gives a sign of life."""
 
-`orphaned(stop)` has `stop` called, on a thread, when the supervisor is gone or wants an end.
-"""
+HANG_S = 30.0
+"""A worker that gives none for so long is ended, and started again."""
+
+ABORT_S = 3.0
+"""How long a worker that hangs has to say where it does."""
+
+Work = Callable[[Sockets, Peers, "Line"], int]
+"""What a worker does: `work(sockets, peers, line)` serves, says when it is ready, and returns an exit code."""
+
+
+class Line(Notifier):
+    """What a worker tells its supervisor: that it is ready, and that it lives."""
+
+    def __init__(self, line: socket.socket) -> None:
+        super().__init__()
+        self._line, self.watchdog_s = line, BEAT_S
+
+    def announce(self, text: str) -> None:
+        """Requests are taken; `text` has no line breaks."""
+        self._line.sendall(text.encode() + b"\n")
+
+    def tell(self, *lines: str) -> None:
+        """A sign of life is passed on; the rest the supervisor knows."""
+        if "WATCHDOG=1" in lines:
+            with contextlib.suppress(OSError):  # it is busy, and has enough of them to read
+                self._line.send(b"\n", socket.MSG_DONTWAIT)
+
+    def orphaned(self, stop: Callable[[], None]) -> None:
+        """Have `stop` called, on a thread, when the supervisor is gone or wants an end."""
+        import threading
+
+        def wait() -> None:
+            with contextlib.suppress(OSError):
+                self._line.recv(1)
+            stop()
+
+        threading.Thread(target=wait, name="edgekit-supervised", daemon=True).start()
 
 
 @dataclass
@@ -55,14 +91,28 @@ class _Worker:
     began_s: float = 0.0
     ready: bool = False
     pause_s: float = 0.0
-    start_at_s: float = field(default=0.0)
+    start_at_s: float = 0.0
+    heard_s: float = 0.0
+    aborted: bool = False
 
 
 class Supervisor:
     """Runs `work` in `count` processes until SIGTERM or SIGINT. For the main thread of a process without others."""
 
-    def __init__(self, count: int, sockets: Sockets, work: Work, *, notifier: Notifier | None = None) -> None:
-        """`sockets` are bound with SO_REUSEPORT, or Unix sockets, which all workers take from."""
+    def __init__(
+        self,
+        count: int,
+        sockets: Sockets,
+        work: Work,
+        *,
+        notifier: Notifier | None = None,
+        hang_s: float | None = HANG_S,
+    ) -> None:
+        """`sockets` are bound with SO_REUSEPORT, or Unix sockets, which all workers take from.
+
+        A worker that gives no sign of life for `hang_s` seconds is ended; None: it may take its time.
+        """
+        self._hang_s = hang_s
         self._work = work
         self._anchor = sockets
         self._notifier = notifier or Notifier()
@@ -122,7 +172,9 @@ class Supervisor:
             self._notifier.alive()
         if self._stopping_s:
             due.append(self._stopping_s + STOP_S)
-        lines = {w.line: w for w in self._workers if w.line is not None and not w.ready}
+        if self._hang_s is not None:
+            due += [w.heard_s + self._hang_s for w in self._workers if w.pid and w.ready]
+        lines = {w.line: w for w in self._workers if w.line is not None}
         pause = max(0.0, min(due) - now) if due else None
         readable, _, _ = select.select([self._woken, *lines], [], [], pause)
         for one in readable:
@@ -144,9 +196,9 @@ class Supervisor:
         with contextlib.suppress(OSError):
             text = worker.line.recv(1 << 20).decode()
             if text:
-                worker.ready = True
+                worker.ready, worker.heard_s = True, time.monotonic()
                 if not self._said:
-                    self._said = text
+                    self._said = text.strip()
 
     def _reap(self) -> None:
         for worker in self._workers:
@@ -189,6 +241,17 @@ class Supervisor:
         for worker in self._workers:
             if begun and not worker.pid and worker.starts and worker.start_at_s <= now:
                 self._start(worker)
+            elif worker.pid and worker.ready and self._hang_s is not None and now - worker.heard_s >= self._hang_s:
+                self._end(worker, now)
+
+    def _end(self, worker: _Worker, now: float) -> None:
+        """End a worker that hangs: it says where, if it can."""
+        if not worker.aborted:
+            LOGGER.error("worker %d (process %d) hangs; it is ended", worker.slot, worker.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGKILL if worker.aborted else signal.SIGABRT)
+        worker.aborted = True
+        worker.heard_s = now - (self._hang_s or 0.0) + ABORT_S
 
     def _stop(self, *, again: bool) -> None:
         if not again:
@@ -210,6 +273,7 @@ class Supervisor:
         mine, theirs = socket.socketpair()
         worker.starts += 1
         worker.began_s, worker.ready, worker.start_at_s = time.monotonic(), False, 0.0
+        worker.aborted = False
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
@@ -253,18 +317,9 @@ class Supervisor:
         os.environ.pop("NOTIFY_SOCKET", None)
         peers = Peers(self._folder, worker.slot, len(self._workers), starts=worker.starts)
 
-        def orphaned(stop: Callable[[], None]) -> None:
-            import threading
-
-            def wait() -> None:
-                with contextlib.suppress(OSError):
-                    line.recv(1)
-                stop()
-
-            threading.Thread(target=wait, name="edgekit-supervised", daemon=True).start()
-
+        faulthandler.enable()  # says where it hangs
         try:
-            return self._work(worker.sockets, peers, lambda text: line.sendall(text.encode()), orphaned)
+            return self._work(worker.sockets, peers, Line(line))
         finally:
             with contextlib.suppress(OSError):  # the last one clears up, if the supervisor cannot any more
                 peers.path.unlink()

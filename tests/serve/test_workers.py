@@ -204,6 +204,27 @@ def test_a_worker_that_cannot_start_again_is_tried_less_and_less_and_the_others_
     assert len(pauses) < 8
 
 
+def test_a_worker_that_hangs_is_replaced(package: Path) -> None:
+    with served(package, options=("--workers", "2", "--worker-timeout", "2")) as server:
+        before = workers_of(server)
+        os.kill(max(before), signal.SIGSTOP)
+        end = time.monotonic() + 20.0
+        while max(before) in workers_of(server) or len(series(str_of(server, "/metrics"), "edgekit_ready")) < 2:
+            assert time.monotonic() < end, "it still hangs"
+            time.sleep(0.1)
+        other = max(workers_of(server))
+        assert min(before) in workers_of(server)
+        time.sleep(2.5)
+        assert other in workers_of(server), "one that lives is left alone"
+        os.kill(other, signal.SIGABRT)  # as the supervisor asks where it hangs
+        time.sleep(1.0)
+        server.process.terminate()
+        log = server.process.stderr.read() if server.process.stderr else ""
+    assert f"(process {max(before)}) hangs; it is ended" in log
+    assert "Current thread" in log
+    assert "run_forever" in log or "asyncio" in log or "server.py" in log
+
+
 def str_of(server: Running, path: str) -> str:
     with Client(server.url) as client:
         return client.ask("GET", path).body.decode()
