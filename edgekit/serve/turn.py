@@ -19,7 +19,7 @@ from edgekit.tensors import Tensors
 
 LOGGER = logging.getLogger(__name__)
 
-COMPANY = 2.5
+COMPANY = 1.5
 """Requests in a usual turn from which on gathering them pays: with fewer, clients only wait for each other."""
 
 SINGLE = 31
