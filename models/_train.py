@@ -1,9 +1,9 @@
 """How the nets of the zoo are trained: the habits of today, once.
 
 `fit` is the whole loop for a net with one loss: AdamW, a one-cycle schedule with warm-up, clipped gradients, early
-stopping that keeps the best weights, mixed precision where a CUDA GPU is, and a seed. `Optimizer` is its step alone,
-for loops with several nets (GANs) or with noise in them (diffusion). `finish` writes the weights and says how good they
-are. `_zoo.py` tells what a recipe needs to be a row of the zoo.
+stopping that keeps the best weights, images with their channels last, mixed precision where a CUDA GPU is, and a seed.
+`Optimizer` is its step alone, for loops with several nets (GANs) or with noise in them (diffusion). `finish` writes the
+weights and says how good they are. `_zoo.py` tells what a recipe needs to be a row of the zoo.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def fit(
         seed: same seed, same machine, same weights.
     """
     torch.manual_seed(seed)
-    module = (net if isinstance(net, nn.Module) else net()).to(DEVICE)
+    module = (net if isinstance(net, nn.Module) else net()).to(DEVICE).to(memory_format=torch.channels_last)
     tensors = [torch.as_tensor(a) for a in data]
     batch = min(batch, len(tensors[0]))
     steps = len(tensors[0]) // batch
@@ -65,7 +65,7 @@ def fit(
         module.train()
         start, total = time.perf_counter(), 0.0
         for index in torch.randperm(len(tensors[0]))[: steps * batch].split(batch):
-            rows: Sequence[Tensor] = [t[index].to(DEVICE, non_blocking=True) for t in tensors]
+            rows: Sequence[Tensor] = [_placed(t[index]) for t in tensors]
             with optimizer.precision():
                 value = loss(module, *(augment(*rows) if augment else rows))
             total += optimizer.step(value)
@@ -83,6 +83,12 @@ def fit(
     if best is not None:
         module.load_state_dict(best)
     return module.cpu().eval()
+
+
+def _placed(rows: Tensor) -> Tensor:
+    """On the device; images with their channels last, in which form convolutions are up to twice as fast."""
+    rows = rows.to(DEVICE, non_blocking=True)
+    return rows.contiguous(memory_format=torch.channels_last) if rows.dim() == 4 else rows
 
 
 class Optimizer:

@@ -1,4 +1,4 @@
-"""MobileNetV2, a quarter as wide, trained to read small pictures of coloured digits.
+"""MobileNetV2, a quarter as wide, trained to read pictures of coloured digits.
 
 Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018.
 """
@@ -13,7 +13,7 @@ from _train import accuracy, classification, finish, fit, top1
 from _zoo import Zoo, weights_file
 from edgekit import ImagePreprocess, ModelSpec, TensorSpec, load_weights
 
-PREPROCESS = ImagePreprocess(height=32, width=32, mean=(0.5,), std=(0.25,))
+PREPROCESS = ImagePreprocess(height=64, width=64, mean=(0.5,), std=(0.25,))
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """Table 2 of the paper: expansion, channels, blocks, stride of the first block."""
 
@@ -88,7 +88,7 @@ SPEC = ModelSpec(
     license="Apache-2.0",
     task="classification",
     build=build,
-    inputs=(TensorSpec("image", "float32", ("batch", 3, 32, 32)),),
+    inputs=(TensorSpec("image", "float32", ("batch", 3, 64, 64)),),
     outputs=("logits",),
     labels=tuple(str(d) for d in range(10)),
     preprocess={"image": PREPROCESS},
@@ -101,7 +101,7 @@ ZOO = Zoo(group="classic CNNs", title="MobileNetV2, width 0.25", data="coloured 
 
 
 def train() -> nn.Module:
-    return fit(make, classification(), pictures(8000, 2), epochs=14, max_lr=0.005, validate=accuracy(*pictures(500, 1)))
+    return fit(make, classification(), pictures(6000, 2), epochs=12, max_lr=0.01, validate=accuracy(*pictures(500, 1)))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from _data import digits, mnist
 from _train import accuracy, classification, finish, fit, random_affine, top1
@@ -62,7 +63,14 @@ ZOO = Zoo(
 
 
 def moved(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    return random_affine(images, turn=0.3, scale=0.3), labels
+    return random_affine(images, turn=0.2, scale=0.25), labels
+
+
+def coarse(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Moved, and as a coarser scanner would see them: 8 to 32 pixels high."""
+    side = int(torch.randint(8, 33, ()))
+    small = F.interpolate(moved(images, labels)[0], (side, side), mode="bilinear", antialias=True)
+    return F.interpolate(small, images.shape[2:], mode="bilinear"), labels
 
 
 def train() -> nn.Module:
@@ -72,7 +80,7 @@ def train() -> nn.Module:
         raise SystemExit("training needs MNIST: EDGEKIT_DATA names the folder that holds it")
     check = accuracy(source.test, source.test_labels)
     learnt = (source.train, source.train_labels)
-    net = fit(make, classification(), learnt, epochs=6, max_lr=0.005, augment=moved, validate=check)
+    net = fit(make, classification(), learnt, epochs=8, max_lr=0.005, augment=coarse, validate=check)
     net.features.requires_grad_(False)
     net.head = make().head
     split = digits(PREPROCESS)

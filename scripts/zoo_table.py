@@ -17,7 +17,7 @@ metric, `compile` for two GPU architectures by TensorRT-RTX (FP16), `bench` in O
 asked for one sample over HTTP. `make zoo` makes this page again; `_zoo.py` says how to add a recipe.
 
 - **Metric**: on held-out data, the first metric of the recipe; ↓: less is better. Where the weights are random it only
-  tells how well a variant agrees with PyTorch.
+  tells how well a variant agrees with PyTorch, and that mildly: to such a net photographs look alike.
 - **INT8**: the variant for CPUs; beside it the points that it may lose. A point is a hundredth of the metric.
 - **sm_86, sm_120**: the FP16 engine was built. None of them was run here: that needs those GPUs.
 - **ms**: median latency at batch 1. A speed-up below 1.1 means that INT8 does not pay on this machine, and is marked ⚠.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from edgekit._lazy import available, require
 from edgekit.errors import BackendError, MissingDependencyError, ModelError, UsageError
@@ -238,7 +239,7 @@ def _gpus() -> str:
 
 
 def open_session(
-    package: Package,
+    package: Package | str | Path,
     *,
     variant: str | None = None,
     threads: int | None = None,
@@ -247,15 +248,19 @@ def open_session(
 ) -> Session:
     """Open the best variant of `package` for this machine (or `variant`, or the best for `device`), its digest checked.
 
-    An engine that was chosen, not asked for, and does not load is replaced by the next best with a warning. Of a
-    package of stages all are opened, on one device; see `edgekit.runtime.placed` for several devices.
+    `package` is a Package, or where one is. An engine that was chosen, not asked for, and does not load is replaced by
+    the next best with a warning. Of a package of stages all are opened, on one device; see `edgekit.runtime.placed` for
+    several devices.
 
     Raises:
+        PackageError: there is no package.
         UsageError: no such variant or device, or none that can run here.
         IntegrityError: the file changed.
         ModelError: the runtime cannot load it.
         BackendError: the GPU or its libraries do not work.
     """
+    if not isinstance(package, Package):
+        package = Package.open(package)
     if package.stage_names:
         from edgekit.runtime.placed import open_placed  # which opens each stage with this file
 

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgekit.errors import BackendError, InputError, MissingDependencyError, UsageError
+from edgekit.errors import BackendError, InputError, MissingDependencyError, PackageError, UsageError
 from edgekit.package import Package
 from edgekit.runtime.devices import Place
 from edgekit.runtime.fake import FakeSession
@@ -45,6 +46,13 @@ def test_engines_and_tensorrt_forms_are_not_run_on_a_cpu(tiny: Package) -> None:
         UsageError, match=r"cannot run variant 'engine': engine 'engine' needs an NVIDIA GPU \(sm87-trt10.3\)"
     ):
         choose(package, "engine")
+
+
+def test_open_session_takes_a_path(tiny: Package, tmp_path: Path) -> None:
+    with open_session(str(tiny.path), variant="fp32", threads=1) as session:
+        assert session.run({"x": np.ones((2, 4), np.float32)})["scores"].shape == (2, 3)
+    with pytest.raises(PackageError, match="does not exist. Make one with"):
+        open_session(tmp_path / "none.edge")
 
 
 def test_open_session_runs_the_choice(tiny: Package) -> None:
