@@ -22,6 +22,7 @@ from edgekit.tensors import (
     run_in_batches,
     sample_count,
     take_samples,
+    with_defaults,
 )
 
 
@@ -94,7 +95,7 @@ def feed_from_file(package: Package, path: Path, inputs: Sequence[TensorSpec]) -
         InputError: the file cannot be read, or inputs are missing.
     """
     given = tensors_from_file(path, inputs, package.manifest.preprocess)
-    feed = {**package.defaults(), **given}
+    feed = with_defaults(given, package.defaults(), inputs)
     for spec in inputs:
         if spec.name not in feed and spec.name in package.manifest.states:
             feed[spec.name] = np.zeros(spec.concrete(), spec.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -199,6 +200,25 @@ class FeedChecker:
                 self._fitted.clear()
             self._fitted.add(key)
         return checked
+
+
+def with_defaults(feed: Feed, defaults: Feed, inputs: Sequence[TensorSpec]) -> Tensors:
+    """`feed` with `defaults` for the inputs that it lacks, each repeated to the sizes that the given tensors have.
+
+    A default that cannot be is taken as it is: the check of the feed says what is wrong with it.
+    """
+    out: Tensors = dict(feed)
+    missing = [s for s in inputs if s.name in defaults and s.name not in feed]
+    if missing:
+        given = [(s.shape, np.shape(feed[s.name])) for s in inputs if s.name in feed]
+        sizes = {dim: n for dims, shape in given for dim, n in zip(dims, shape) if isinstance(dim, str)}
+        for spec in missing:
+            value = out[spec.name] = np.asarray(defaults[spec.name])
+            wanted = spec.concrete(**sizes)
+            if value.shape != wanted:
+                with contextlib.suppress(ValueError):
+                    out[spec.name] = np.array(np.broadcast_to(value, wanted))
+    return out
 
 
 def batch_axis(spec: TensorSpec, specs: Sequence[TensorSpec]) -> int | None:

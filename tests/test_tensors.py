@@ -14,6 +14,7 @@ from edgekit.tensors import (
     join,
     run_in_batches,
     sample_count,
+    with_defaults,
 )
 
 X = TensorSpec("x", "float32", ("batch", 2))
@@ -96,3 +97,16 @@ def test_a_remembered_feed_is_checked_as_before() -> None:
         ):
             with pytest.raises(InputError):
                 check(wrong)
+
+
+def test_defaults_take_the_sizes_of_what_is_given() -> None:
+    specs = [TensorSpec("x", "float32", ("n", 2)), TensorSpec("k", "int64", ("n",)), TensorSpec("s", "float32", ())]
+    defaults = {"k": np.array(7), "s": np.array(0.5, np.float32), "other": np.ones(3)}
+    feed = with_defaults({"x": np.ones((3, 2), np.float32)}, defaults, specs)
+    assert feed["k"].tolist() == [7, 7, 7]
+    assert feed["s"].shape == ()
+    assert set(feed) == {"x", "k", "s"}
+    assert with_defaults({"k": np.array([1])}, defaults, specs)["k"].tolist() == [1]
+    odd = with_defaults({"x": np.ones((3, 2), np.float32)}, {"k": np.arange(2)}, specs)
+    with pytest.raises(InputError, match="'k'"):
+        check_feed(odd | {"s": defaults["s"]}, specs)

@@ -23,6 +23,7 @@ from edgekit.serve.settings import LogSettings, TraceSettings
 from edgekit.serve.shared_memory import SharedMemory
 from edgekit.serve.wire import float32_from_bfloat16
 from edgekit.serve.worker import Job, Outcome, Post
+from edgekit.tensors import with_defaults
 
 if TYPE_CHECKING:
     from edgekit.serve.cooling import Cooling
@@ -368,8 +369,8 @@ def _whole(parameters: Mapping[str, Any], name: str) -> int:
 
 
 def _prepare(model: Model, request: InferRequest) -> None:
-    for name, value in model.defaults.items():
-        request.feed.setdefault(name, value)
+    if model.defaults:
+        request.feed = with_defaults(request.feed, model.defaults, model.inputs)
     for wanted in request.outputs:
         if wanted.name not in model.output_specs:
             known = ", ".join(model.output_specs)

@@ -18,9 +18,9 @@ import numpy as np
 from edgekit.serve.app import App, cancel, status_of
 from edgekit.serve.messages import InferRequest, InferResponse, OutputTensor
 from edgekit.serve.model import Model
-from edgekit.serve.turn import Given
+from edgekit.serve.turn_batch import Given
 from edgekit.serve.worker import Done, Job, Outcome, Post
-from edgekit.tensors import Array, Tensors
+from edgekit.tensors import Array, Tensors, with_defaults
 
 _PLAIN = frozenset(("binary_data_output",))
 
@@ -44,9 +44,9 @@ class Repeat:
         self._worker, self._stats, self._run = model.worker, model.stats, model.session.run
         self._names = tuple((out.name, out.datatype) for out in result.outputs)
         self.shapes = tuple((out.name, out.value.shape) for out in result.outputs)
-        given = {name for name, *_ in tensors}
-        self._defaults = {name: value for name, value in model.defaults.items() if name not in given}
-        like = {**self._defaults, **{name: np.zeros(shape, dtype) for name, dtype, shape, _ in tensors}}
+        given: Tensors = {name: np.zeros(shape, dtype) for name, dtype, shape, _ in tensors}
+        like = with_defaults(given, model.defaults, model.inputs)
+        self._defaults = {name: value for name, value in like.items() if name not in given}
         self._rows = model.rows_of(like)
         self._quick = model.worker.is_quick(like) and not model.worker.pads
         self._spans = tuple((offset, offset + dtype.itemsize * math.prod(shape)) for _, dtype, shape, offset in tensors)

@@ -15,7 +15,7 @@ from edgekit.serve.batcher import Batcher, Policy, Ticket
 from edgekit.serve.joining import Checked, Joiner
 from edgekit.serve.messages import RequestError
 from edgekit.serve.stats import Stats
-from edgekit.serve.turn import Places, Turn, first_axis
+from edgekit.serve.turn_batch import Places, TurnBatch, first_axis
 from edgekit.serve.warmup import Cost, size_of
 from edgekit.tensors import Feed, Tensors
 
@@ -95,7 +95,7 @@ class Worker:
         self._pending: list[Job] = []
         self._crowded = False
         self._turn = 0
-        self._turns: WeakValueDictionary[Any, Turn] = WeakValueDictionary()
+        self._turns: WeakValueDictionary[Any, TurnBatch] = WeakValueDictionary()
         self._turn_rows = self._rows_of_a_turn()
 
     @property
@@ -185,14 +185,14 @@ class Worker:
         self._turn = turn
         return True
 
-    def turn(self, inputs: Places, *, stats: Stats, soon: Post | None) -> Turn | None:
+    def turn(self, inputs: Places, *, stats: Stats, soon: Post | None) -> TurnBatch | None:
         """What runs requests with `inputs` (name, numpy type, shape) together; None where that does not pay."""
         if soon is None or self._turn_rows == 1 or not first_axis(inputs):
             return None
         key = tuple(inputs)
         found = self._turns.get(key)
         if found is None:
-            found = Turn(self._session.run, inputs, stats=stats, most=self._turn_rows, soon=soon)
+            found = TurnBatch(self._session.run, inputs, stats=stats, most=self._turn_rows, soon=soon)
             self._turns[key] = found
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,32 @@ def test_outputs_as_they_were_asked_for() -> None:
         ("total", "FP64", 10),
         ("y", "BYTES", [["2.000000:1:b"], ["4.000000:0:a"]]),
     ]
+
+
+def test_a_default_counts_for_every_row_of_a_request() -> None:
+    specs = [TensorSpec("x", "float32", ("n", 2)), TensorSpec("least", "float32", ("n",))]
+
+    def run(feed: dict[str, Array]) -> dict[str, Array]:
+        return {"y": np.maximum(feed["x"], feed["least"][:, None])}
+
+    net = Model(FakeSession(specs, OUTPUTS[:1], run), name="net", defaults={"least": np.array(2, np.float32)})
+    served = App(Repository([net]))
+    try:
+        for rows in (1, 3):
+            done = threading.Event()
+            answers: list[InferResponse | Exception] = []
+            served.infer(
+                net,
+                InferRequest({"x": np.ones((rows, 2), np.float32)}),
+                lambda answer: (answers.append(answer), done.set()),  # noqa: B023
+                lambda call, *given: call(*given),
+                0,
+            )
+            assert done.wait(10)
+            assert isinstance(answers[0], InferResponse), answers[0]
+            assert answers[0].outputs[0].value.tolist() == [[2, 2]] * rows
+    finally:
+        net.close()
 
 
 def test_every_fault_is_an_answer() -> None:

@@ -12,7 +12,7 @@ from edgekit.serve.grpc.codec import PREFIX, Message, decode_request, encode_fra
 from edgekit.serve.messages import InferRequest, InferResponse, WantedOutput
 from edgekit.serve.model import Model
 from edgekit.serve.repeat import MISSES, Repeat
-from edgekit.serve.turn import Given
+from edgekit.serve.turn_batch import Given
 from edgekit.tensors import Tensors
 
 _MAX_PLANS = 64

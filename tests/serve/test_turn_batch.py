@@ -16,7 +16,7 @@ from edgekit.serve.model import Model
 from edgekit.serve.options import ModelOptions
 from edgekit.serve.server import Server
 from edgekit.serve.stats import Stats
-from edgekit.serve.turn import Turn, first_axis
+from edgekit.serve.turn_batch import TurnBatch, first_axis
 from edgekit.serve.warmup import Cost
 from edgekit.tensors import Tensors, TensorSpec
 from tests.serve.running import Client
@@ -34,7 +34,7 @@ class Loop:
         self.runs: list[int] = []
         self.stats = Stats()
         self._run = run or (lambda feed: {"y": feed["x"] * 2})
-        self.turn = Turn(
+        self.turn = TurnBatch(
             self.run, [("x", FLOAT, (rows, 2))], stats=self.stats, most=most, soon=lambda f: self.soon.append(f)
         )
 
@@ -216,7 +216,7 @@ def grpc_client(server: Server, values: list[float], wrong: list[Any]) -> None:
 @pytest.mark.parametrize("kind", ["http", "grpc"])
 def test_many_clients_share_runs_and_each_gets_its_own(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tritonclient.grpc")
-    monkeypatch.setattr("edgekit.serve.turn.COMPANY", 0)  # these clients share one interpreter: few come together
+    monkeypatch.setattr("edgekit.serve.turn_batch.COMPANY", 0)  # these clients share one interpreter: few come together
     wrong: list[Any] = []
     clients, asked = 8, 80
     with served() as server:

@@ -37,7 +37,7 @@ Soon: TypeAlias = Callable[..., Any]
 """`soon(function)` calls a function on the server's thread once what has come by now is read."""
 
 
-class Turn:
+class TurnBatch:
     """Requests of one model whose inputs have the same names, types and shapes; the first axis of all is the batch.
 
     Args:
