@@ -1,6 +1,6 @@
 """Damaged gRPC at speed: mutated frames and messages straight into the door, no socket between.
 
-    python benchmarks/fuzz_grpc.py [--messages 200000] [--seed 0]
+    python benchmarks/fuzz_grpc.py [--messages 200000] [--seed 0] [--gather]
 
 A run counts as clean if no call ended with INTERNAL or UNKNOWN, no connection with INTERNAL_ERROR, nothing was logged
 as an error, and every byte that was counted as held is let go of when its connection ends.
@@ -24,14 +24,16 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from edgekit.runtime.ort import OrtSession
+from edgekit.serve import turn_batch
 from edgekit.serve.app import App
 from edgekit.serve.grpc.door import GrpcDoor
 from edgekit.serve.h2 import frames as h2
 from edgekit.serve.h2.limits import Limits
 from edgekit.serve.model import Model
 from edgekit.serve.repository import Repository
+from edgekit.serve.warmup import Cost
 from tests.serve import test_grpc_fuzz as seeds
-from tests.serve.h2_client import framed
+from tests.serve.h2_client import framed, infer_message
 from tests.tiny import tiny_model
 
 BAD = ("2", "13")
@@ -76,10 +78,15 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
 
 
 def conversation(rng: random.Random) -> tuple[bytes, int]:
-    """Frames of a few calls with mutated messages, sometimes mutated as a whole; and how many messages."""
+    """Frames of a few calls, most with mutated messages, sometimes mutated as a whole; and how many messages."""
     parts, count = [h2.PREFACE, h2.settings({}), h2.frame(h2.SETTINGS, h2.ACK, 0)], rng.randint(1, 8)
     for k in range(count):
         stream = 2 * k + 1
+        if rng.random() < 0.4:  # as a steady client sends it, which is what the server remembers
+            x = np.array([[rng.random() for _ in range(4)]], np.float32)
+            parts.append(h2.frame(h2.HEADERS, h2.END_HEADERS, stream, seeds.block(seeds.PATH + "ModelInfer")))
+            parts.append(h2.frame(h2.DATA, h2.END_STREAM, stream, infer_message(x)))
+            continue
         block = rng.choice(seeds.BLOCKS) if rng.random() < 0.3 else seeds.block(seeds.PATH + "ModelInfer")
         if rng.random() < 0.2:
             block = seeds.block(seeds.PATH + "ModelStreamInfer")
@@ -134,10 +141,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--messages", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--gather", action="store_true", help="all that repeat wait for the end of their turn")
     args = parser.parse_args()
+    if args.gather:
+        turn_batch.COMPANY = 0.0
     logged = errors_logged()
     session = OrtSession(tiny_model().SerializeToString(), threads=1)
-    app = App(Repository([Model(session, name="tiny", sample={"x": np.ones((1, 4), np.float32)})]))
+    app = App(Repository([Model(session, name="tiny", cost=Cost(1e-5, 16, ((32, 1e-5), (64, 1e-5))))]))
     rng, sent, conversations, begun = random.Random(args.seed), 0, 0, time.perf_counter()
     faults: list[tuple[str, bytes]] = []
     tally: Counter[str] = Counter()
@@ -145,6 +155,7 @@ def main() -> None:
     async def run() -> None:
         nonlocal sent, conversations
         loop = asyncio.get_running_loop()
+        app.soon = loop.call_soon
         door = GrpcDoor(app, limits=Limits(), loop=loop, post=loop.call_soon_threadsafe)
         while sent < args.messages:
             data, count = conversation(rng)

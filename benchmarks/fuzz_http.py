@@ -1,6 +1,6 @@
 """Damaged HTTP at speed: mutated requests straight into the door, no socket between.
 
-    python benchmarks/fuzz_http.py [--requests 1000000] [--seed 0]
+    python benchmarks/fuzz_http.py [--requests 1000000] [--seed 0] [--gather]
 
 Each conversation runs twice: in one piece, on a door that remembers heads and what they ask, and cut at random on one
 that does not; both must answer alike. A run counts as clean if nothing was answered 5xx, no answer was missing, cut or
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 import re
 import sys
@@ -30,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from fuzz_grpc import Wire, errors_logged
 
 from edgekit.runtime.ort import OrtSession
+from edgekit.serve import turn_batch
 from edgekit.serve.app import App
 from edgekit.serve.heads import Heads
 from edgekit.serve.http import Door
@@ -38,6 +40,7 @@ from edgekit.serve.limits import Limits
 from edgekit.serve.model import Model
 from edgekit.serve.repository import Repository
 from edgekit.serve.routes import Routes
+from edgekit.serve.warmup import Cost
 from tests.serve.packages import identity_package, scaled_package, words_package
 from tests.serve.test_fuzz import SEEDS, TOKENS
 from tests.tiny import tiny_model
@@ -100,6 +103,10 @@ SMUGGLING = {
 }
 
 
+JOINS = Cost(1e-5, 16, ((32, 1e-5), (64, 1e-5)))
+"""Of a model whose requests are worth running together."""
+
+
 class Forgetful(Heads):
     """Gives every request to the parser."""
 
@@ -116,7 +123,7 @@ def app_of() -> App:
             for package in packages
         ]
     tiny = OrtSession(tiny_model().SerializeToString(), threads=1)
-    models.append(Model(tiny, name="tiny", sample={"x": np.ones((1, 4), np.float32)}))
+    models.append(Model(tiny, name="tiny", cost=JOINS))
     return App(Repository(models))
 
 
@@ -130,6 +137,15 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
         piece = rng.choice((rng.choice(TOKENS), rng.randbytes(rng.randint(0, 6)), data[at:end] * 2, b""))
         data = data[:at] + piece + data[end:]
     return data
+
+
+def steady(rng: random.Random) -> bytes:
+    """A request as a steady client sends it, which is what the server remembers."""
+    x = np.array([[rng.random() for _ in range(4)]], np.float32)
+    item = {"name": "x", "shape": [1, 4], "datatype": "FP32", "parameters": {"binary_data_size": 16}}
+    head = json.dumps({"inputs": [item], "parameters": {"binary_data_output": True}}).encode()
+    lines = f"Inference-Header-Content-Length: {len(head)}\r\nContent-Length: {len(head) + 16}\r\n\r\n"
+    return b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: a\r\n" + lines.encode() + head + x.tobytes()
 
 
 def answers(received: bytes) -> tuple[list[tuple[int, bytes]], str]:
@@ -196,7 +212,7 @@ async def fuzz(requests: int, seed: int, logged: list[str]) -> int:
     begun = time.perf_counter()
     while sent < requests:
         count = rng.choice((1, 1, 1, 2, 3))
-        parts = [mutated(rng, rng.choice(SEEDS)) for _ in range(count)]
+        parts = [steady(rng) if rng.random() < 0.4 else mutated(rng, rng.choice(SEEDS)) for _ in range(count)]
         data = b"".join(parts)
         at = sorted(rng.randint(0, len(data)) for _ in range(rng.randint(1, 3)))
         first, wrong = await whole.answer(parts if rng.random() < 0.5 else [data])
@@ -237,7 +253,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--gather", action="store_true", help="all that repeat wait for the end of their turn")
     args = parser.parse_args()
+    if args.gather:
+        turn_batch.COMPANY = 0.0
     logged = errors_logged()
     faults = asyncio.run(fuzz(args.requests, args.seed, logged))
     print(f"{faults} faults")
