@@ -77,6 +77,11 @@ class Graph:
             self._dtypes[weight.name] = numpy_name(weight.data_type)
             self._shapes[weight.name] = tuple(weight.dims)
 
+    @property
+    def for_kernels(self) -> bool:
+        """Whether what is put in runs as a kernel: what its kernel cannot do is not put in."""
+        return self._check is not None
+
     def nodes(self, op_type: str) -> list[onnx.NodeProto]:
         """The standard nodes of one kind that are there now."""
         return [n for n in self._nodes if _is(n, op_type)]

@@ -29,6 +29,9 @@ LEVELS = (1, 2, 3, 4, 5)
 NUDGE = 1e-6
 """Added to a level before it is rounded down, as torchvision does: an area on the very border is in the upper level."""
 
+_MOST = 64
+"""Samples of a bin's side at most: a bin has more pixels only if a region is wider than 448 of them on 7 bins."""
+
 _THREADS = 256
 _FLOATS = ("float32", "float16")
 
@@ -61,7 +64,7 @@ class RoiAlign(Operator):
             Attribute("output_height", "int", 7, "bins", minimum=1, maximum=256),
             Attribute("output_width", "int", 7, "bins", minimum=1, maximum=256),
             Attribute("sampling_ratio", "int", 2, "samples of a bin's side; 0: its size", minimum=0, maximum=64),
-            Attribute("most_samples", "int", 8, "with sampling_ratio 0: at most so many", minimum=1, maximum=64),
+            Attribute("most_samples", "int", 8, "with sampling_ratio 0: at most so many", minimum=1, maximum=_MOST),
             Attribute("aligned", "int", 1, "1: half_pixel of ONNX; 0: output_half_pixel", choices=(0, 1)),
         )  # fmt: skip
         if levels == 1:
@@ -141,8 +144,8 @@ class RoiAlign(Operator):
         write(b, [port.name for port in self.maps])
 
     def fuse(self, graph: Graph) -> None:
-        """ONNX's RoiAlign in mode "avg" with a given number of samples. Where bins decide it the node stays: the
-        function, which has a fixed number of samples, would be far slower than it."""
+        """ONNX's RoiAlign in mode "avg". Where the size of bins decides how many samples they take, only a kernel does
+        its work: the function, which has a fixed number of samples, would be far slower than the node."""
         from onnx import helper
 
         for node in graph.nodes("RoiAlign") if self.levels == 1 else []:
@@ -151,7 +154,7 @@ class RoiAlign(Operator):
             attributes = {name: given.get(name, default) for name, default in zip(names, (1, 1, 0, 1.0))}
             if given.get("mode", b"avg") != b"avg":
                 graph.leave(self, node, "it takes the largest sample, and the kernel the mean.")
-            elif not attributes["sampling_ratio"]:
+            elif not attributes["sampling_ratio"] and not graph.for_kernels:
                 graph.leave(self, node, "the size of each region decides how many samples it takes (sampling_ratio 0).")
             elif any(graph.shape(name) is None for name in node.input):
                 graph.leave(self, node, "the ranks of its inputs are not known.")
@@ -159,6 +162,8 @@ class RoiAlign(Operator):
                 # Before operator set 16 there is no attribute for it, and coordinates are not aligned.
                 usual = b"half_pixel" if graph.opset >= 16 else b"output_half_pixel"
                 attributes["aligned"] = int(given.get("coordinate_transformation_mode", usual) == b"half_pixel")
+                if not attributes["sampling_ratio"]:
+                    attributes["most_samples"] = _MOST
                 graph.replace(self, [node], list(node.input), list(node.output), **attributes)
 
     def tactics(self, call: Call, sm: int) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from edgekit.engine.build import Built, Step, build_engine
 from edgekit.engine.conditions import conditions_resolved
 from edgekit.engine.inspect import EngineLayers, EngineSummary, intended_precisions, summary_of
 from edgekit.engine.options import BuildOptions, build_digest
-from edgekit.engine.plugins import plugged_for, register, sm_of
+from edgekit.engine.plugins import plugged_for, register, sm_of, with_stand_ins
 from edgekit.engine.profiles import Profile
 from edgekit.engine.request import (
     check_machine,
@@ -228,6 +228,9 @@ def _build(package: Package, job: _Job, progress: Progress | None) -> tuple[Buil
 def _graph_for(model: onnx.ModelProto, job: _Job) -> tuple[onnx.ModelProto, bool]:
     """The graph that is built of a variant for a target, and whether it differs from the variant's own."""
     model, resolved = _resolved(model, job.options)
+    if job.module.kind == "tensorrt-rtx":
+        model, gone = with_stand_ins(model)
+        return model, resolved or bool(gone)
     if not job.plugins:
         return model, resolved
     made = plugged_for(model, job.module, sm=job.target.sm, options=job.options)

@@ -47,7 +47,8 @@ _NOT_RTX = {
     "NonMaxSuppression": "its parser takes it and its builder has no kernel for it. End the model in "
     "plugins_trt.torch.decode_nms, whose function it builds",
     "NonZero": _NO_PLUGIN,
-    "RoiAlign": f"{_NO_PLUGIN}. Use plugins_trt.torch.roi_align, whose function it builds",
+    "RoiAlign": f"{_NO_PLUGIN}. With a sampling_ratio above 0, mode avg and operator set 18 the function of "
+    "plugins_trt.torch.roi_align takes its place",
 }
 """Operators of TensorRT that TensorRT-RTX does not build, and why, as a sentence without a full stop."""
 

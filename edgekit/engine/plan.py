@@ -5,7 +5,9 @@ Where TensorRT-RTX serves the target and is installed, its own parser is asked a
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,20 +28,12 @@ from edgekit.engine.operators import (
     operator_support,
     restriction,
 )
-from edgekit.engine.plugins import Plugged, PluginOutlook, bodies, is_plugin, plugged, without
+from edgekit.engine.plugins import Plugged, PluginOutlook, bodies, is_plugin, plugged, with_stand_ins, without
 from edgekit.engine.profiles import Profile
 from edgekit.engine.request import COMPILED, profiles_of, sources_of
 from edgekit.engine.trt_module import load
 from edgekit.errors import BackendError, EdgekitError, UsageError
-from edgekit.graphs import (
-    STANDARD_DOMAINS,
-    facts,
-    load_model,
-    model_specs,
-    module_of,
-    opset_of,
-    subgraphs,
-)
+from edgekit.graphs import STANDARD_DOMAINS, facts, load_model, model_specs, module_of, opset_of, save_model, subgraphs
 from edgekit.manifest import Variant
 from edgekit.package import Package
 from edgekit.targets import Target, jetpacks
@@ -200,24 +194,42 @@ class _Model:
                 self._plugged[sm] = str(error)
         return self._plugged[sm]
 
+    @cached_property
+    def for_rtx(self) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+        """The graph that TensorRT-RTX builds, and the nodes that functions stand for in it."""
+        return with_stand_ins(self.model)
+
     def rtx_faults(self) -> list[str]:
         """What the real parser of TensorRT-RTX says against the model, asked once."""
         if self._parser is None:
             module = load("tensorrt-rtx", why="ask its parser")
-            self._parser = [
-                f"The parser of TensorRT-RTX refuses {node_text(f, self.path)}: {reason_text(f)}."
-                for f in module.faults(str(self.path))
-            ]
+            model, gone = self.for_rtx
+            with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+                path = self.path
+                if gone:
+                    path = Path(folder) / self.path.name
+                    save_model(model, path)
+                self._parser = [
+                    f"The parser of TensorRT-RTX refuses {node_text(f, path)}: {reason_text(f)}."
+                    for f in module.faults(str(path))
+                ]
         return self._parser
 
 
 def _outlook(seen: _Model, target: Target, jetpack: str, kind: Kind, release: str) -> Outlook:
     rtx = kind == "tensorrt-rtx"
     model, plugins, refusal = _plugins(seen, target, release, rtx=rtx)
+    gone: tuple[str, ...] = ()
+    if rtx:
+        model, gone = seen.for_rtx
+        by_body = [layer for layer in plugins if not set(gone).isdisjoint(layer.instead_of)]
+        plugins = tuple(msgspec.structs.replace(p, how="function body") if p in by_body else p for p in plugins)
     operators = _operators(seen, model, release, rtx=rtx)
     problems = [_sentence(o, release, rtx=rtx) for o in operators if o.how in ("missing", "restricted")]
     doubts = [_sentence(o, release, rtx=rtx) for o in operators if o.how == "unsure"]
     notes: list[str] = [refusal] if refusal else []
+    if gone:
+        notes.append(f"TensorRT-RTX has no RoiAlign: the function of edgekit::roi_align stands for {', '.join(gone)}")
     _judge_precision(seen, target, release, rtx=rtx, problems=problems, notes=notes)
     if not rtx and seen.opset > _OPSETS.get(release, 99):
         notes.append(f"operator set {seen.opset}: TensorRT {release} is known to read up to {_OPSETS[release]}")

@@ -93,6 +93,20 @@ def plugged(model: onnx.ModelProto, *, sm: int, fuse: bool = True, compiles: boo
     return Plugged(made.model, tuple(layers), made.digests)
 
 
+def with_stand_ins(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """`model` for TensorRT-RTX, which has no RoiAlign: each that `roi_align` can do becomes that operator's function.
+
+    Returns the model and the nodes that are gone. Functions take operator set 18.
+    """
+    if not any(node.op_type == "RoiAlign" for node in model.graph.node):
+        return model, ()
+    from plugins_trt.fuse import fused
+    from plugins_trt.registry import operators
+
+    made, fusions = fused(model, [operators()["roi_align"]])
+    return (made, tuple(name for fusion in fusions for name in fusion.nodes)) if fusions else (model, ())
+
+
 def bodies(model: onnx.ModelProto, *, why: str) -> tuple[PluginOutlook, ...]:
     """The nodes of the domain `edgekit` in a model of which none becomes a plugin."""
     return tuple(

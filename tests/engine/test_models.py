@@ -15,6 +15,7 @@ from edgekit.engine.apply import compile_package
 from edgekit.engine.build import build_engine
 from edgekit.engine.inspect import EngineLayers, EngineSummary, intended_precisions, summary_of
 from edgekit.engine.options import BuildOptions
+from edgekit.engine.plan import plan_package
 from edgekit.engine.profiles import Profile, parse_shapes, profiles_for
 from edgekit.engine.trt_module import TrtModule
 from edgekit.export.onnx_import import onnx_from_file
@@ -24,6 +25,7 @@ from edgekit.quantize.fp16 import BF16, half_model, raised_for
 from edgekit.quantize.prepare import prepared
 from edgekit.quantize.ranges import Range
 from edgekit.quantize.trt import trt_int8
+from edgekit.targets import target_of
 from tests.data import data_path
 from tests.engine.conftest import add_variant, saved
 from tests.quantize.nets import model_of, random
@@ -180,3 +182,34 @@ def test_bfloat16_where_the_gpu_has_it(rtx: TrtModule, tmp_path: Path, sm: int) 
     model = half_model(prepared(raised_for(attention(), BF16)), kind=BF16)
     summary = built(rtx, "transformer", model, sm, tmp_path)
     assert set(summary.products) == {"bf16"}
+
+
+def regions(sampling_ratio: int) -> onnx.ModelProto:
+    """A convolution, and five regions of its map by ONNX's own RoiAlign."""
+    weights = {"w": random(4, 3, 3, 3), "at": np.zeros(5, np.int64)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["map"], pads=[1, 1, 1, 1]),
+        helper.make_node(
+            "RoiAlign", ["map", "rois", "at"], ["y"], name="regions", output_height=3, output_width=3,
+            sampling_ratio=sampling_ratio,
+        ),
+    ]  # fmt: skip
+    return model_of(nodes, weights, {"x": (1, 3, 16, 16), "rois": (5, 4)}, ["y"], opset=20)
+
+
+def test_a_function_takes_the_place_of_a_layer_that_tensorrt_rtx_lacks(rtx: TrtModule, tmp_path: Path) -> None:
+    package = add_variant(package_of(tmp_path / "regions.edge", regions(2)), "fp16", half_model(regions(2)))
+    (outlook,) = plan_package(package, [target_of("sm_86")], variants=["fp16"])
+    assert outlook.verdict == "works", outlook.problems
+    assert outlook.parsed
+    assert "edgekit::roi_align stands for regions" in " ".join(outlook.notes)
+    assert {o.operator: o.how for o in outlook.operators}["edgekit::roi_align"] == "function body"
+    _, made = compile_package(package, ["sm_86", "sm_120"], variants=["fp16"])
+    assert [c.sm for c in made] == [86, 120]
+
+
+def test_a_layer_that_no_function_can_stand_for_is_named(rtx: TrtModule, tmp_path: Path) -> None:
+    package = package_of(tmp_path / "regions.edge", regions(0))
+    (outlook,) = plan_package(package, [target_of("sm_86")], variants=["fp32"])
+    assert outlook.verdict == "breaks"
+    assert "sampling_ratio above 0" in " ".join(outlook.problems)

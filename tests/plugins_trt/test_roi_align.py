@@ -92,6 +92,19 @@ def test_what_it_does_not_stand_for_stays(attributes: dict[str, Any]) -> None:
     assert [node.op_type for node in made.graph.node] == ["RoiAlign"]
 
 
+def test_where_bins_decide_on_samples_only_the_kernel_stands_for_it() -> None:
+    arrays = given_of((1, 3, 40, 50), 9)
+    given = onnx_model(*arrays, sampling_ratio=0, output_height=3, output_width=2, spatial_scale=0.25)
+    plugged = with_plugins(given, operators(), sm=87, fuse=True)
+    (node,) = plugged.model.graph.node
+    assert plugged.used[0].operator == node.op_type == "roi_align"
+    values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    assert (values["sampling_ratio"], values["most_samples"]) == (0, 64)
+    names = ("output_height", "output_width", "sampling_ratio", "most_samples", "aligned", "spatial_scale")
+    (got,) = ONE.run_reference(*arrays, **{name: values[name] for name in names})
+    assert_close([got], [run(given, *arrays)])
+
+
 @pytest.mark.parametrize(("opset", "aligned"), [(15, 0), (16, 1)])
 def test_before_operator_set_16_coordinates_are_not_aligned(opset: int, aligned: int) -> None:
     given = onnx_model(*given_of((1, 3, 9, 9), 2), sampling_ratio=2)
