@@ -17,8 +17,7 @@ from edgekit.serve.joining import Joiner
 from edgekit.serve.model import Model, warm
 from edgekit.serve.options import ModelOptions
 from edgekit.serve.selftest import MAX_ERROR, self_test
-from edgekit.serve.warmup import Cost
-from edgekit.serve.worker import INLINE_S
+from edgekit.serve.warmup import INLINE_S, Cost
 from edgekit.tensors import Feed
 
 if TYPE_CHECKING:

@@ -15,6 +15,9 @@ from edgekit.runtime.session import Session
 from edgekit.serve.joining import Checked, Joiner
 from edgekit.tensors import Array, Feed, sample_count, take_samples
 
+INLINE_S = 300e-6
+"""A run shorter than this costs other requests less waiting than handing it to another thread costs itself."""
+
 MAX_ROWS = 32
 """Rows that are joined at most unless an option says more: beyond, the first of them waits long for the last."""
 
@@ -106,7 +109,7 @@ def measure_joined(
     quantization, statistics over the batch) by more than `limit` of their norm is not joined.
     """
     best, per_row_s, steps, spent_s, rows = 1, cost.quickest_s or cost.latency_s, [], 0.0, 2
-    barely, least_s = 1, per_row_s  # the same for the run alone: some requests cost next to nothing to join
+    barely, least_s = 1, per_row_s  # the same for short runs alone: some requests cost next to nothing to join
     while joiner.joinable and rows <= MAX_ROWS and rows * cost.feed_bytes <= MAX_JOINED_BYTES:
         if spent_s + 3 * rows * per_row_s > budget_s:
             break
@@ -124,7 +127,7 @@ def measure_joined(
         steps.append((size_of(feed), statistics.median(times)))
         if whole_s / rows < PAYS * per_row_s:  # the quickest: other work on the machine only ever adds
             best, per_row_s = rows, whole_s / rows
-        if min(times) / rows < PAYS * least_s:
+        if min(times) <= INLINE_S and min(times) / rows < PAYS * least_s:
             barely, least_s = rows, min(times) / rows
         if rows >= 4 * max(best, barely):
             break

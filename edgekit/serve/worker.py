@@ -16,13 +16,10 @@ from edgekit.serve.joining import Checked, Joiner
 from edgekit.serve.messages import RequestError
 from edgekit.serve.stats import Stats
 from edgekit.serve.turn_batch import Places, TurnBatch, first_axis
-from edgekit.serve.warmup import Cost, size_of
+from edgekit.serve.warmup import INLINE_S, Cost, size_of
 from edgekit.tensors import Feed, Tensors
 
 LOGGER = logging.getLogger(__name__)
-
-INLINE_S = 300e-6
-"""A run shorter than this costs other requests less waiting than handing it to another thread costs itself."""
 
 PROBE = 32
 """While requests come one at a time, one of so many waits for the end of the loop's turn, to see if others come."""

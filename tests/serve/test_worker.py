@@ -16,8 +16,8 @@ from edgekit.errors import BackendError
 from edgekit.runtime.fake import FakeSession
 from edgekit.serve.batcher import Policy
 from edgekit.serve.messages import RequestError
-from edgekit.serve.warmup import Cost
-from edgekit.serve.worker import INLINE_S, PROBE, Outcome, Worker
+from edgekit.serve.warmup import INLINE_S, Cost
+from edgekit.serve.worker import PROBE, Outcome, Worker
 from edgekit.tensors import Tensors, TensorSpec
 
 SPECS = ([TensorSpec("x", "float32", ("n",))], [TensorSpec("thread", "int64", ())])
