@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -144,7 +145,7 @@ def running(name: str, command: list[str], port: int, *, within_s: float = 60.0)
     """A server once it answers; whatever it prints is dropped."""
     begun = time.perf_counter()
     with open(os.devnull, "wb") as nowhere:
-        process = subprocess.Popen(command, stdout=nowhere, stderr=nowhere)
+        process = subprocess.Popen(command, stdout=nowhere, stderr=nowhere, start_new_session=True)
     try:
         while not healthy(port):
             if process.poll() is not None or time.perf_counter() - begun > within_s:
@@ -158,6 +159,8 @@ def running(name: str, command: list[str], port: int, *, within_s: float = 60.0)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        with contextlib.suppress(ProcessLookupError):  # what a peer started and left behind
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def edgekit_command(package: Path, port: int, *options: str) -> list[str]:
