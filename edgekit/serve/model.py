@@ -115,8 +115,9 @@ class Model:
 
     def __str__(self) -> str:
         place = "runs where requests are parsed" if self.worker.inline else "runs on its own thread"
-        if self.worker.max_rows > 1:
-            place += f", joins up to {self.worker.max_rows} rows"
+        rows = max(self.worker.max_rows, self.worker.turn_rows)
+        if rows > 1:
+            place += f", joins up to {rows} rows"
         return f"{self.name}: {self.session.variant} ({self.reason}), {self.session.device}, {place}"
 
 

@@ -93,7 +93,7 @@ class Worker:
         self._crowded = False
         self._turn = 0
         self._turns: WeakValueDictionary[Any, TurnBatch] = WeakValueDictionary()
-        self._turn_rows = self._rows_of_a_turn()
+        self.turn_rows = self._rows_of_a_turn()
 
     @property
     def inline(self) -> bool:
@@ -184,12 +184,12 @@ class Worker:
 
     def turn(self, inputs: Places, *, stats: Stats, soon: Post | None) -> TurnBatch | None:
         """What runs requests with `inputs` (name, numpy type, shape) together; None where that does not pay."""
-        if soon is None or self._turn_rows == 1 or not first_axis(inputs):
+        if soon is None or self.turn_rows == 1 or not first_axis(inputs):
             return None
         key = tuple(inputs)
         found = self._turns.get(key)
         if found is None:
-            found = TurnBatch(self._session.run, inputs, stats=stats, most=self._turn_rows, soon=soon)
+            found = TurnBatch(self._session.run, inputs, stats=stats, most=self.turn_rows, soon=soon)
             self._turns[key] = found
         return found
 
