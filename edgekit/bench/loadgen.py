@@ -133,20 +133,23 @@ class _Driver:
         self.failed: Exception | None = None
 
     def rate(self) -> float:
-        """Samples a second of a large query, with everything that answering one here costs."""
+        """Samples a second of a large query, with everything that answering one here costs: the best of three."""
         answered: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._complete = lambda ids: answered.put(len(self._responses(ids)))
-        count, seconds = 4 * self._max_batch * len(self._threads), 0.0
-        while seconds < PROBE_S:
-            count *= 2
+        count, best, found = 8 * self._max_batch * len(self._threads), 0.0, 0
+        while found < 3:  # other work on the machine only ever slows one down
             start = time.perf_counter()
             self.issue([self._loadgen.QuerySample(i, i % len(self._samples)) for i in range(count)])
             left = count
             while left > 0:
                 left -= answered.get()
             seconds = time.perf_counter() - start
+            if seconds < PROBE_S:
+                count *= 2
+            else:
+                best, found = max(best, count / seconds), found + 1
         self._complete = self._tell
-        return count / seconds
+        return best
 
     def fastest_s(self, rows: int) -> float:
         """The shortest of some calls of `rows` rows, or of as many calls as they take."""
