@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -186,53 +186,46 @@ def request(x: np.ndarray) -> tuple[bytes, dict[str, str]]:
     return head + x.tobytes(), {"Inference-Header-Content-Length": str(len(head))}
 
 
-def http_client(server: Server, values: list[float], wrong: list[Any]) -> None:
-    with Client(server.url) as client:
-        for value in values:
-            answer = client.ask("POST", "/v2/models/f/infer", *request(np.full((1, 2), value, np.float32)))
-            if value == 13:
-                wrong += [] if answer.status == 500 else [(value, answer)]
-            elif values_of(answer) != [2 * value] * 2:
-                wrong.append((value, answer))
+def http_rounds(server: Server, rounds: list[list[float]]) -> Iterator[tuple[float, list[float] | None]]:
+    """In each round a request on every connection, then their answers: each value with what came of it."""
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(server.url)) for _ in rounds[0]]
+        for values in rounds:
+            for client, value in zip(clients, values):
+                body, lines = request(np.full((1, 2), value, np.float32))
+                head = "".join(f"{k}: {v}\r\n" for k, v in {**lines, "Content-Length": str(len(body))}.items())
+                client.send(f"POST /v2/models/f/infer HTTP/1.1\r\nHost: a\r\n{head}\r\n".encode() + body)
+            for client, value in zip(clients, values):
+                answer = client.read()
+                yield value, values_of(answer) if answer.status == 200 else None
 
 
-def grpc_client(server: Server, values: list[float], wrong: list[Any]) -> None:
-    from tritonclient.grpc import InferenceServerClient, InferInput
-    from tritonclient.utils import InferenceServerException
-
-    client = InferenceServerClient(server.grpc_address)
-    item = InferInput("x", [1, 2], "FP32")
-    for value in values:
-        item.set_data_from_numpy(np.full((1, 2), value, np.float32))
-        try:
-            got = client.infer("f", [item]).as_numpy("y").tolist()
-        except InferenceServerException as error:
-            got = str(error)
-        if (value != 13 and got != [[2 * value] * 2]) or (value == 13 and "log says more" not in got):
-            wrong.append((value, got))
-    client.close()
+def grpc_rounds(server: Server, rounds: list[list[float]]) -> Iterator[tuple[float, list[float] | None]]:
+    """The same over gRPC."""
+    h2_client = pytest.importorskip("tests.serve.h2_client", reason="needs hpack and tritonclient")
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(h2_client.H2Client(server.grpc_address)) for _ in rounds[0]]
+        for k, values in enumerate(rounds):
+            stream = 2 * k + 1
+            for client, value in zip(clients, values):
+                client.call(stream, h2_client.infer_message(np.full((1, 2), value, np.float32), "f"))
+            for client, value in zip(clients, values):
+                fields, body = client.answer(stream)
+                yield value, np.frombuffer(body[-8:], np.float32).tolist() if fields["grpc-status"] == "0" else None
 
 
-@pytest.mark.parametrize("kind", ["http", "grpc"])
-def test_many_clients_share_runs_and_each_gets_its_own(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("tritonclient.grpc")
-    monkeypatch.setattr("edgekit.serve.turn_batch.COMPANY", 0)  # these clients share one interpreter: few come together
-    wrong: list[Any] = []
-    clients, asked = 8, 80
+@pytest.mark.parametrize("ask_rounds", [http_rounds, grpc_rounds], ids=["http", "grpc"])
+def test_many_clients_share_runs_and_each_gets_its_own(ask_rounds: Callable[..., Any]) -> None:
+    rounds = [[k + (j % 50) / 64 for k in range(9)] for j in range(80)]
+    rounds[40][3] = 13
     with served() as server:
-        work = http_client if kind == "http" else grpc_client
-        values = [[k + (j % 50) / 64 for j in range(asked)] for k in range(clients)]
-        values[3][40] = 13
-        threads = [threading.Thread(target=work, args=(server, own, wrong)) for own in values]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
+        answers = list(ask_rounds(server, rounds))
         stats = server.app.statistics("f")["model_stats"][0]
-    assert not wrong
-    assert stats["inference_stats"]["success"]["count"] == clients * asked - 1
+    assert len(answers) == 720
+    assert all(given == (None if value == 13 else [2 * value] * 2) for value, given in answers)
+    assert stats["inference_stats"]["success"]["count"] == 719
     assert stats["inference_stats"]["fail"]["count"] == 1
-    assert stats["execution_count"] < 0.8 * clients * asked, "requests shared runs"
+    assert stats["execution_count"] < 0.8 * 720, "requests shared runs"
     assert max(b["batch_size"] for b in stats["batch_stats"]) > 1
 
 

@@ -63,15 +63,9 @@ class Connection(asyncio.Protocol):
         door, limits = self.door, self.limits
         full = len(door.connections) >= limits.connections
         door.connections.add(self)
-        values = {
-            h2.MAX_CONCURRENT_STREAMS: limits.streams,
-            h2.INITIAL_WINDOW_SIZE: limits.stream_window_bytes,
-            h2.MAX_FRAME_SIZE: limits.frame_bytes,
-            h2.MAX_HEADER_LIST_SIZE: limits.header_bytes,
-        }
         grown = limits.window_bytes - self.window
         self.window = limits.window_bytes
-        self.output.write(h2.settings(values) + (h2.window_update(0, grown) if grown > 0 else b""))
+        self.output.write(h2.settings(limits.announced()) + (h2.window_update(0, grown) if grown > 0 else b""))
         if full or door.draining:
             self._fail(ConnectionFault(Code.REFUSED_STREAM, "the server has as many connections as it takes"))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgekit.serve.h2 import frames as h2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -48,3 +50,12 @@ class Limits:
     ping_s: float = 60.0
     pong_s: float = 20.0
     write_s: float = 30.0
+
+    def announced(self) -> dict[int, int]:
+        """What a client is told of them, as SETTINGS."""
+        return {
+            h2.MAX_CONCURRENT_STREAMS: self.streams,
+            h2.INITIAL_WINDOW_SIZE: self.stream_window_bytes,
+            h2.MAX_FRAME_SIZE: self.frame_bytes,
+            h2.MAX_HEADER_LIST_SIZE: self.header_bytes,
+        }
